@@ -1,0 +1,89 @@
+"""Every error that fpgasim raises on purpose.
+
+    FpgasimError
+    ├── InputError      (also ValueError)   an argument, a feed, a shape, a dtype
+    │   └── UnknownNameError                a name that is not among those there are: format, device, backend, network
+    ├── FormatError     (also ValueError)   a number format that cannot do what is asked
+    ├── ModelError      (also ValueError)   a model file or graph that is broken or unsafe
+    ├── WeightsError    (also ValueError)   a checkpoint that is broken, unsafe or does not fit the network
+    ├── ImageError      (also ValueError)   an image that cannot be read
+    ├── PlacementError                      no plan satisfies the request
+    ├── DeviceError     (also ValueError)   a device description, or work that does not fit on the device
+    └── DownloadError   (also OSError)      a file that could not be fetched whole
+
+`STATUS` gives each its exit code of the command line and its gRPC status; a subclass without a row has its parent's.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class FpgasimError(Exception):
+    """The root: its text is one line that names the thing, its value and what would do."""
+
+
+class InputError(FpgasimError, ValueError):
+    pass
+
+
+class UnknownNameError(InputError):
+    """`UnknownNameError("device", "bw_x", known)` reads "no device 'bw_x'; there are bw_a10, …"."""
+
+    def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
+        self.kind, self.name, self.known = kind, name, tuple(known)
+        super().__init__(f"no {kind} {name!r}; there are {', '.join(self.known)}")
+
+    def __reduce__(self) -> tuple[type["UnknownNameError"], tuple[str, object, tuple[str, ...]]]:
+        return type(self), (self.kind, self.name, self.known)
+
+
+class FormatError(FpgasimError, ValueError):
+    pass
+
+
+class ModelError(FpgasimError, ValueError):
+    pass
+
+
+class WeightsError(FpgasimError, ValueError):
+    pass
+
+
+class ImageError(FpgasimError, ValueError):
+    pass
+
+
+class PlacementError(FpgasimError):
+    pass
+
+
+class DeviceError(FpgasimError, ValueError):
+    pass
+
+
+class DownloadError(FpgasimError, OSError):
+    pass
+
+
+class Status(NamedTuple):
+    exit_code: int
+    grpc: str
+
+
+#: Exit code 1 is an unexpected failure and 2 a wrong command line (click's own), so ours begin at 3.
+STATUS: dict[type[FpgasimError], Status] = {
+    FpgasimError: Status(3, "INTERNAL"),
+    InputError: Status(4, "INVALID_ARGUMENT"),
+    FormatError: Status(5, "INVALID_ARGUMENT"),
+    ModelError: Status(6, "INVALID_ARGUMENT"),
+    WeightsError: Status(7, "INVALID_ARGUMENT"),
+    ImageError: Status(8, "INVALID_ARGUMENT"),
+    PlacementError: Status(9, "FAILED_PRECONDITION"),
+    DeviceError: Status(10, "FAILED_PRECONDITION"),
+    DownloadError: Status(11, "UNAVAILABLE"),
+}
+
+
+def status(error: FpgasimError) -> Status:
+    """The exit code and gRPC status of `error`: those of the nearest class in `STATUS`."""
+    return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
