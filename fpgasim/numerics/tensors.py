@@ -1,0 +1,145 @@
+"""`BlockTensor`: a tensor as block codes, and its dense bit packing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fpgasim.errors import FormatError, InputError
+from fpgasim.numerics.formats import NAN_EXPONENT, BlockFormat, get_format
+from fpgasim.numerics.scalar import decode_element
+
+Array = npt.NDArray[Any]
+Float32Array = npt.NDArray[np.float32]
+
+
+def code_dtype(fmt: BlockFormat) -> np.dtype[Any]:
+    """What a code of `fmt` is kept in: int8 or int16 for integer mantissas, uint8 for float elements, float32."""
+    if fmt.is_fp32:
+        return np.dtype(np.float32)
+    if fmt.is_float:
+        return np.dtype(np.uint8)
+    return np.dtype(np.int8 if fmt.mantissa_bits <= 7 else np.int16)
+
+
+def element_values(fmt: BlockFormat) -> Float32Array:
+    """The value of every element code of a float format under the shared exponent 0; index = code."""
+    return np.array([decode_element(code, 0, fmt) for code in range(1 << fmt.element_bits)], np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class BlockTensor:
+    """A tensor in a block format.
+
+    `codes` has the tensor's shape: signed mantissas, bit patterns of float elements, or for fp32 the values.
+    `exponents` (int16) has the same shape except along `axis`, where it counts blocks: the shared exponent S as a
+    power of two, `NAN_EXPONENT` where the block is NaN.
+    """
+
+    codes: Array
+    exponents: npt.NDArray[np.int16]
+    format: BlockFormat
+    axis: int
+
+    def __post_init__(self) -> None:
+        blocks = list(self.codes.shape)
+        blocks[self.axis] = -(-blocks[self.axis] // self.format.block)
+        if self.exponents.shape != tuple(blocks):
+            raise InputError(f"exponents of shape {self.exponents.shape} do not fit; {tuple(blocks)} would")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.codes.shape
+
+    def rows(self) -> tuple[Array, npt.NDArray[np.int16]]:
+        """(codes, exponents) with the block axis last and the tail padded with zero codes: (…, blocks·block), (…, blocks)."""
+        codes, exponents = np.moveaxis(self.codes, self.axis, -1), np.moveaxis(self.exponents, self.axis, -1)
+        padding = exponents.shape[-1] * self.format.block - codes.shape[-1]
+        if padding:
+            codes = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, padding)])
+        return np.ascontiguousarray(codes), np.ascontiguousarray(exponents)
+
+    def dequantize(self) -> Float32Array:
+        """The values as float32, exactly; NaN blocks are NaN."""
+        if self.format.is_fp32:
+            return self.codes.astype(np.float32, copy=True)
+        codes, exponents = self.rows()
+        if self.format.is_float:
+            codes = element_values(self.format)[codes]
+        scale = np.ldexp(1.0, exponents.astype(np.int32) - self.format.fraction_bits)
+        scale[exponents == NAN_EXPONENT] = np.nan
+        values = codes.reshape(*exponents.shape, self.format.block) * scale[..., None]
+        rows = values.reshape(codes.shape)[..., : self.shape[self.axis]]
+        return np.ascontiguousarray(np.moveaxis(rows, -1, self.axis), dtype=np.float32)
+
+    def pack(self) -> bytes:
+        """The tensor as dense bits: per row along `axis` and per block the shared exponent, then `block` elements.
+
+        Fields follow each other without gaps, low bit first; a tail's missing elements are zero. fp32 is the
+        little-endian floats in C order. Raises FormatError where a 5-bit exponent would have to say NaN.
+        """
+        fmt = self.format
+        if fmt.is_fp32:
+            return self.codes.astype("<f4").tobytes()
+        codes, exponents = self.rows()
+        if fmt.exponent_bits < 8 and (exponents == NAN_EXPONENT).any():
+            count = int((exponents == NAN_EXPONENT).sum())
+            raise FormatError(f"{count} NaN blocks cannot be packed: the {fmt.exponent_bits}-bit exponent of {fmt.name} has no NaN code")
+        elements = codes.reshape(-1, fmt.block).astype(np.int32)
+        if not fmt.is_float and fmt.encoding == "sign_magnitude":
+            elements = np.abs(elements) | (elements < 0).astype(np.int32) << fmt.mantissa_bits
+        stored = exponents.reshape(-1, 1).astype(np.int32) + fmt.exponent_bias
+        bits = np.concatenate([_to_bits(stored, fmt.exponent_bits), _to_bits(elements, fmt.element_bits)], axis=1)
+        return np.packbits(bits, bitorder="little").tobytes()
+
+    @classmethod
+    def unpack(cls, data: bytes, format: str | BlockFormat, shape: tuple[int, ...], axis: int = -1) -> BlockTensor:
+        """The tensor of `shape` whose `pack()` gave `data`.
+
+        Raises InputError for the wrong number of bytes, FormatError for a mantissa that the format never uses.
+        """
+        fmt = get_format(format)
+        axis = axis % len(shape)
+        moved = (*shape[:axis], *shape[axis + 1 :])
+        blocks = -(-shape[axis] // fmt.block)
+        rows = math.prod(moved)
+        block_bits = fmt.exponent_bits + fmt.block * fmt.element_bits
+        size = -(-rows * blocks * block_bits // 8)
+        if len(data) != size:
+            raise InputError(f"{len(data)} bytes do not hold a {fmt.name} tensor of shape {shape}; {size} would")
+        exponents = np.zeros((*moved, blocks), np.int16)
+        if fmt.is_fp32:
+            codes = np.moveaxis(np.frombuffer(data, "<f4").reshape(shape), axis, -1).astype(np.float32)
+        else:
+            bits = np.unpackbits(np.frombuffer(data, np.uint8), count=rows * blocks * block_bits, bitorder="little")
+            bits = bits.reshape(rows * blocks, block_bits)
+            exponents = (_from_bits(bits[:, : fmt.exponent_bits], fmt.exponent_bits) - fmt.exponent_bias).astype(np.int16)
+            exponents = exponents.reshape(*moved, blocks)
+            elements = _from_bits(bits[:, fmt.exponent_bits :], fmt.element_bits)
+            codes = _signed(elements, fmt).astype(code_dtype(fmt)).reshape(*moved, blocks * fmt.block)[..., : shape[axis]]
+        return cls(np.ascontiguousarray(np.moveaxis(codes, -1, axis)), np.ascontiguousarray(np.moveaxis(exponents, -1, axis)), fmt, axis)
+
+
+def _signed(elements: npt.NDArray[np.int32], fmt: BlockFormat) -> npt.NDArray[np.int32]:
+    if fmt.is_float:
+        return elements
+    sign = elements >> fmt.mantissa_bits
+    if fmt.encoding == "sign_magnitude":
+        return np.where(sign, -(elements & fmt.max_code), elements)
+    codes = elements - (sign << fmt.element_bits)
+    if (codes < -fmt.max_code).any():
+        raise FormatError(f"mantissa {-fmt.max_code - 1} is not one of {fmt.name}: its mantissas are ±{fmt.max_code} at most")
+    return codes
+
+
+def _to_bits(values: npt.NDArray[np.int32], width: int) -> npt.NDArray[np.uint8]:
+    """(n, m) integers as (n, m·width) bits, low bit first."""
+    return (values[..., None] >> np.arange(width) & 1).astype(np.uint8).reshape(len(values), values.shape[1] * width)
+
+
+def _from_bits(bits: npt.NDArray[np.uint8], width: int) -> npt.NDArray[np.int32]:
+    return (bits.reshape(-1, width).astype(np.int32) << np.arange(width, dtype=np.int32)).sum(axis=1, dtype=np.int32)

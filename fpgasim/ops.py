@@ -1,0 +1,236 @@
+"""The two doors to the kernels: check, then call."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fpgasim.errors import InputError, UnknownNameError
+from fpgasim.kernels import backend, operand, pointwise as unit
+from fpgasim.kernels.contract import Operand, Window, check_alike, get_accumulator, get_order, get_pointwise, rows_operand
+from fpgasim.numerics import BlockFormat, BlockTensor, Rounding, get_format, get_rounding
+
+Float32Array = npt.NDArray[np.float32]
+
+
+def num_threads(threads: int | None = None) -> int:
+    """`threads`, else $FPGASIM_NUM_THREADS, else the processors this process may use. Raises InputError below 1."""
+    value: Any = threads if threads is not None else os.environ.get("FPGASIM_NUM_THREADS") or len(os.sched_getaffinity(0))
+    try:
+        count = int(value)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise InputError(f"threads={value!r} is no thread count; a whole number from 1 up would do")
+    return count
+
+
+def quantize(
+    x: npt.ArrayLike, format: str | BlockFormat, axis: int = -1, rounding: str = "even", *, seed: int = 0
+) -> BlockTensor:
+    """`x` in blocks of `format` along `axis`, as codes and shared exponents; a tail is a shorter block.
+
+    `x` is anything NumPy takes as float32 with at least one dimension. `rounding` is `even`, `nearest` (ties away
+    from zero), `floor` (toward zero) or `stochastic`, which draws from `seed` and the element's position (C order
+    with `axis` last). Raises UnknownNameError for an unknown format or rounding, InputError for a wrong axis or
+    dtype. The rules stand in `fpgasim.numerics.scalar`.
+    """
+    fmt, mode = get_format(format), get_rounding(rounding)
+    values = _float32(x, "x")
+    if values.ndim == 0:
+        raise InputError("x is a scalar; quantize needs at least one dimension to make blocks along")
+    if not -values.ndim <= axis < values.ndim:
+        raise InputError(f"axis={axis} is not an axis of x with shape {values.shape}; -{values.ndim} to {values.ndim - 1} are")
+    axis %= values.ndim
+    rows = np.ascontiguousarray(np.moveaxis(values, axis, -1))
+    codes, exponents = quantize_rows(rows, fmt, mode, seed)
+    codes = codes[..., : values.shape[axis]]
+    return BlockTensor(
+        np.ascontiguousarray(np.moveaxis(codes, -1, axis)), np.ascontiguousarray(np.moveaxis(exponents, -1, axis)), fmt, axis
+    )
+
+
+def quantize_rows(
+    x: Float32Array, fmt: BlockFormat, rounding: Rounding = "even", seed: int = 0, kernels: Any = None
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int16]]:
+    """Codes (…, blocks·block) and exponents (…, blocks) of C-contiguous `x` (…, n), blocked along the last axis."""
+    n = x.shape[-1]
+    codes, exponents = (kernels or backend()).quantize(x.reshape(math.prod(x.shape[:-1]), n), fmt, rounding, seed)
+    blocks = -(-n // fmt.block)
+    return codes.reshape(*x.shape[:-1], blocks * fmt.block), exponents.reshape(*x.shape[:-1], blocks)
+
+
+def conv2d(
+    x: npt.ArrayLike | BlockTensor,
+    w: npt.ArrayLike | BlockTensor,
+    *,
+    format: str | BlockFormat | None = None,
+    weight_format: str | BlockFormat | None = None,
+    layout: Literal["NCHW", "NHWC"] = "NCHW",
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    bias: npt.ArrayLike | None = None,
+    packing: Literal["channel", "window"] = "channel",
+    accumulator: str = "fp32",
+    order: str = "khwc",
+    rounding: str = "even",
+    pointwise: str = "fp32",
+    threads: int | None = None,
+) -> Float32Array:
+    """The convolution of `x` with `w` as the matrix unit computes it, float32, in `layout`.
+
+    x is (N, C, H, W) or by `layout` (N, H, W, C); w is (O, C / groups, KH, KW); bias is (O,). Both are quantized to
+    `format` (w to `weight_format` if given) along the channels, or are BlockTensors blocked along the channels
+    already. `padding` is one number, (height, width) or (top, left, bottom, right). `packing="window"` makes blocks
+    of the flattened (kh, kw, c) window instead, each window quantized afresh. `accumulator` and `order` say how the
+    blocks' terms are summed (`kernels/contract.py`); the sum is rounded to `pointwise`, then bias is added, rounded.
+    Raises InputError, FormatError or UnknownNameError naming the argument that does not fit.
+    """
+    acc, steps, kind, mode = get_accumulator(accumulator), get_order(order), get_pointwise(pointwise), get_rounding(rounding)
+    _one_of("layout", layout, ("NCHW", "NHWC"))
+    _one_of("packing", packing, ("channel", "window"))
+    x_format = _format_of("x", x, format)
+    w_format = _format_of("w", w, format if weight_format is None else weight_format)
+    check_alike(x_format, w_format)
+    x_shape, w_shape = _shape(x), _shape(w)
+    window, channels = _check_conv(x_shape, w_shape, layout, stride, padding, dilation, groups)
+    offsets = None if bias is None else unit.round_to(_checked_bias(bias, w_shape[0]), kind)
+    kernels, workers = backend(), num_threads(threads)
+
+    if groups == channels > 1:  # depthwise: the pointwise unit, no blocks
+        taps = np.ascontiguousarray(_values(w, "w")[:, 0].transpose(1, 2, 0))
+        result = kernels.depthwise(unit.round_to(_nhwc(x, layout), kind), unit.round_to(taps, kind), window, kind, workers)
+    else:
+        if packing == "window":
+            if groups > 1 or isinstance(x, BlockTensor) or isinstance(w, BlockTensor):
+                raise InputError("packing='window' needs groups=1 and numbers, not BlockTensors: it quantizes each window afresh")
+            columns = unit.unfold(_nhwc(x, layout), window)
+            flat = _values(w, "w").transpose(0, 2, 3, 1).reshape(w_shape[0], 1, 1, -1)
+            a, b, window = _operand(columns, x_format, mode), _operand(flat, w_format, mode), Window((1, 1))
+        else:
+            a = _blocked(x, 1 if layout == "NCHW" else 3, "x") or _operand(_nhwc(x, layout), x_format, mode)
+            b = _weights(w, w_format, mode, groups, channels)
+        result = unit.round_to(kernels.conv2d(a, b, window, groups, acc, steps, workers), kind)
+    if offsets is not None:
+        result = unit.add(result, offsets, kind)
+    return np.ascontiguousarray(result.transpose(0, 3, 1, 2)) if layout == "NCHW" else result
+
+
+def expand_groups(w: Float32Array, groups: int, channels: int) -> Float32Array:
+    """Grouped weights (O, C / groups, KH, KW) as (O, KH, KW, C) over absolute channels, zero outside the group."""
+    outputs, per_group, kh, kw = w.shape
+    full = np.zeros((outputs, kh, kw, channels), np.float32)
+    for g in range(groups):
+        filters = slice(g * outputs // groups, (g + 1) * outputs // groups)
+        full[filters, :, :, g * per_group : (g + 1) * per_group] = w[filters].transpose(0, 2, 3, 1)
+    return full
+
+
+def _weights(w: npt.ArrayLike | BlockTensor, fmt: BlockFormat, rounding: Rounding, groups: int, channels: int) -> Operand:
+    if not isinstance(w, BlockTensor):
+        return _operand(expand_groups(_finite(_values(w, "w"), "w"), groups, channels), fmt, rounding)
+    if groups > 1:
+        raise InputError(f"w is a BlockTensor and groups={groups}: blocks run over absolute channels, so pass w as numbers")
+    ready = _blocked(w, 1, "w")
+    assert ready is not None
+    return ready
+
+
+def _blocked(tensor: npt.ArrayLike | BlockTensor, axis: int, name: str) -> Operand | None:
+    """A BlockTensor as an operand, after a check that its blocks run along the channels; None for numbers."""
+    if not isinstance(tensor, BlockTensor):
+        return None
+    if tensor.axis != axis:
+        raise InputError(f"{name} has its blocks along axis {tensor.axis}; along axis {axis}, the channels, would do")
+    return operand(tensor)
+
+
+def _operand(rows: Float32Array, fmt: BlockFormat, rounding: Rounding) -> Operand:
+    codes, exponents = quantize_rows(np.ascontiguousarray(rows), fmt, rounding)
+    return rows_operand(codes, exponents, fmt, rows.shape[-1])
+
+
+def _format_of(name: str, tensor: npt.ArrayLike | BlockTensor, format: str | BlockFormat | None) -> BlockFormat:
+    if isinstance(tensor, BlockTensor):
+        return tensor.format
+    if format is None:
+        raise InputError(f"{name} is not quantized yet and no format is given; a format key or a BlockFormat would do")
+    return get_format(format)
+
+
+def _check_conv(
+    x: tuple[int, ...], w: tuple[int, ...], layout: str, stride: Any, padding: Any, dilation: Any, groups: int
+) -> tuple[Window, int]:
+    if len(x) != 4 or len(w) != 4:
+        raise InputError(f"x has shape {x} and w {w}; both need four dimensions")
+    channels, height, width = (x[1], x[2], x[3]) if layout == "NCHW" else (x[3], x[1], x[2])
+    if groups < 1 or channels % groups or w[0] % groups:
+        raise InputError(f"groups={groups} must divide the {channels} channels of x and the {w[0]} filters of w")
+    if w[1] * groups != channels:
+        raise InputError(f"w {w} takes {w[1] * groups} channels with groups={groups}, x {x} in {layout} has {channels}")
+    window = Window((w[2], w[3]), _pair("stride", stride, 1), _pads(padding), _pair("dilation", dilation, 1))
+    if min(x) < 1 or min(w) < 1:
+        raise InputError(f"x {x} and w {w} must not have an empty dimension")
+    window.output_size(height, width)
+    return window, channels
+
+
+def _pair(name: str, value: int | Sequence[int], low: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or any(not isinstance(v, int | np.integer) or v < low for v in pair):
+        raise InputError(f"{name}={value!r} must be a whole number from {low} up, or two")
+    return int(pair[0]), int(pair[1])
+
+
+def _pads(value: int | Sequence[int]) -> tuple[int, int, int, int]:
+    if not isinstance(value, int) and len(value) == 4:
+        return (*_pair("padding", value[:2], 0), *_pair("padding", value[2:], 0))
+    top, left = _pair("padding", value, 0)
+    return top, left, top, left
+
+
+def _one_of(kind: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UnknownNameError(kind, value, known)
+
+
+def _shape(tensor: npt.ArrayLike | BlockTensor) -> tuple[int, ...]:
+    return tensor.shape if isinstance(tensor, BlockTensor) else np.shape(tensor)
+
+
+def _nhwc(x: npt.ArrayLike | BlockTensor, layout: str) -> Float32Array:
+    values = _values(x, "x")
+    return np.ascontiguousarray(values.transpose(0, 2, 3, 1) if layout == "NCHW" else values)
+
+
+def _values(tensor: npt.ArrayLike | BlockTensor, name: str) -> Float32Array:
+    return tensor.dequantize() if isinstance(tensor, BlockTensor) else _float32(tensor, name)
+
+
+def _float32(x: npt.ArrayLike, name: str) -> Float32Array:
+    array = np.asarray(x)
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{name} has dtype {array.dtype}; real numbers would do")
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32, copy=False)
+
+
+def _finite(w: Float32Array, name: str) -> Float32Array:
+    if not np.isfinite(w).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(w))[0])
+        raise InputError(f"{name}{list(where)} is {w[where]}; weights must be finite")
+    return w
+
+
+def _checked_bias(bias: npt.ArrayLike, outputs: int) -> Float32Array:
+    values = _float32(bias, "bias")
+    if values.shape != (outputs,):
+        raise InputError(f"bias has shape {values.shape}; ({outputs},), one a filter, would do")
+    return _finite(values, "bias")

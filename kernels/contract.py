@@ -1,0 +1,165 @@
+"""What every kernel computes: the one contract of all backends, and the operands they take.
+
+Layouts: activations NHWC, weights (O, KH, KW, C), everything C-contiguous with the block axis last and padded to
+whole blocks. A backend trusts its caller: shapes, dtypes and ranges were checked at the door (`fpgasim.ops`, the
+compiler). NaNs may have any payload; every other result is the same bits on every backend.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from fpgasim.errors import FormatError, InputError, UnknownNameError
+from fpgasim.numerics import BlockFormat, BlockTensor, Rounding
+from fpgasim.numerics.tensors import element_values
+
+Array = npt.NDArray[Any]
+Float32Array = npt.NDArray[np.float32]
+Int16Array = npt.NDArray[np.int16]
+
+Accumulator = Literal["fp32", "exact"]
+Order = Literal["khwc", "chwk"]
+Pointwise = Literal["fp16", "bf16", "fp32"]
+ACCUMULATORS: tuple[Accumulator, ...] = get_args(Accumulator)
+ORDERS: tuple[Order, ...] = get_args(Order)
+POINTWISE: tuple[Pointwise, ...] = get_args(Pointwise)
+
+
+def get_accumulator(name: str) -> Accumulator:
+    """`name`, checked: `fp32` (one rounding per term, from +0) or `exact` (all terms, rounded once)."""
+    if name not in ACCUMULATORS:
+        raise UnknownNameError("accumulator", name, ACCUMULATORS)
+    return cast(Accumulator, name)
+
+
+def get_order(name: str) -> Order:
+    """`name`, checked: `khwc` (kh, kw, channel block) or `chwk` (channel block, kh, kw)."""
+    if name not in ORDERS:
+        raise UnknownNameError("order", name, ORDERS)
+    return cast(Order, name)
+
+
+def get_pointwise(name: str) -> Pointwise:
+    """`name`, checked: the type between layers, `fp16`, `bf16` or `fp32`."""
+    if name not in POINTWISE:
+        raise UnknownNameError("pointwise type", name, POINTWISE)
+    return cast(Pointwise, name)
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """A tensor of blocks as the matrix unit takes it.
+
+    `mantissas` (…, blocks·block): int8 or int16, or float32 where elements are no integers (MXFP8, fp32).
+    `exponents` (…, blocks) int16, or None for all zero (fp32). An element is worth mantissa·2^(exponent −
+    fraction_bits); a block with exponent `NAN_EXPONENT` is NaN. `channels` counts the elements before padding.
+    """
+
+    mantissas: Array
+    exponents: Int16Array | None
+    block: int
+    fraction_bits: int
+    channels: int
+
+    @property
+    def blocks(self) -> int:
+        return self.mantissas.shape[-1] // self.block
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where a convolution or a pool looks: sizes as (height, width), pads as (top, left, bottom, right)."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """(OH, OW) for an input of `height` × `width`. Raises InputError where the window does not fit."""
+        top, left, bottom, right = self.pads
+        spans = (height + top + bottom, width + left + right)
+        reach = [d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation, strict=True)]
+        if spans[0] < reach[0] or spans[1] < reach[1]:
+            raise InputError(f"a window of {reach[0]}x{reach[1]} does not fit into the padded input of {spans[0]}x{spans[1]}")
+        oh, ow = ((span - r) // s + 1 for span, r, s in zip(spans, reach, self.stride, strict=True))
+        return oh, ow
+
+
+class Backend(Protocol):
+    """The kernels. `name` is what FPGASIM_KERNELS selects."""
+
+    @property
+    def name(self) -> str: ...
+
+    def quantize(self, x: Float32Array, fmt: BlockFormat, rounding: Rounding, seed: int, /) -> tuple[Array, Int16Array]:
+        """Codes (rows, blocks·block) and shared exponents (rows, blocks) of `x` (rows, n), by `numerics/scalar.py`.
+
+        The tail's codes are zero. Element j of row i draws its random bits from index i·n + j.
+        """
+        ...
+
+    def conv2d(
+        self, x: Operand, w: Operand, window: Window, groups: int, accumulator: Accumulator, order: Order, threads: int, /
+    ) -> Float32Array:
+        """The convolution (N, OH, OW, O) of `x` (N, H, W, ·) with `w` (O, KH, KW, ·), both blocked alike.
+
+        For each output the blocks under the window are summed in `order`; blocks outside the image, and for
+        groups > 1 blocks without a channel of the output's group, are skipped. A block's dot product d is an exact
+        integer, its term t = d·2^s rounded once to fp32, s the sum of both exponents. Where an operand is float32,
+        d is the fp32 sum of the fp32 products in ascending element order, from +0.
+        `fp32`: acc = fl32(acc + t) from +0. `exact`: the sum of all d·2^s, rounded once to fp32; infinities and
+        NaNs among the d·2^s add as in IEEE 754.
+        """
+        ...
+
+    def matmul(self, a: Operand, b: Operand, accumulator: Accumulator, threads: int, /) -> Float32Array:
+        """The product (M, N) of `a` (M, ·) and the transpose of `b` (N, ·); sums as in `conv2d`."""
+        ...
+
+    def depthwise(
+        self, x: Float32Array, w: Float32Array, window: Window, pointwise: Pointwise, threads: int, /
+    ) -> Float32Array:
+        """The depthwise convolution (N, OH, OW, C·m) of `x` (N, H, W, C) with `w` (KH, KW, C·m), without blocks.
+
+        Values are of the type `pointwise`, kept in float32. Output channel o reads input channel o // m:
+        acc = r(x·w) at the first position inside the image, then acc = r(acc + r(x·w)) in (kh, kw) order, r one
+        rounding to `pointwise`; 0 where no position is inside.
+        """
+        ...
+
+
+def operand(tensor: BlockTensor) -> Operand:
+    """`tensor` as the matrix unit takes it: block axis last, float elements as integers where they fit into 16 bits.
+
+    FP4 and FP6 elements are multiples of 2^(emin − m) and become integer mantissas; FP8 elements stay floats.
+    """
+    codes, exponents = tensor.rows()
+    return rows_operand(codes, exponents, tensor.format, tensor.shape[tensor.axis])
+
+
+def rows_operand(codes: Array, exponents: Int16Array, fmt: BlockFormat, channels: int) -> Operand:
+    """What a backend's `quantize` returned, reshaped to (…, blocks·block) and (…, blocks), as an operand."""
+    if fmt.is_fp32:
+        return Operand(codes, None, 1, 0, channels)
+    if not fmt.is_float:
+        return Operand(codes, exponents, fmt.block, fmt.fraction_bits, channels)
+    values = element_values(fmt)
+    fraction_bits = fmt.mantissa_bits - fmt.element_emin
+    largest = fmt.element_max * 2.0**fraction_bits
+    if largest >= 1 << 15:
+        return Operand(values[codes], exponents, fmt.block, 0, channels)
+    integers = (values * 2.0**fraction_bits).astype(np.int8 if largest < 1 << 7 else np.int16)
+    return Operand(integers[codes], exponents, fmt.block, fraction_bits, channels)
+
+
+def check_alike(x: BlockFormat, w: BlockFormat) -> None:
+    """Raises FormatError where two formats cannot meet in one dot product: their blocks must be of one size."""
+    if x.block != w.block:
+        raise FormatError(f"{x.name} has blocks of {x.block} and {w.name} of {w.block}; both operands need one block size")
+    if x.is_fp32 != w.is_fp32:
+        raise FormatError(f"{x.name} and {w.name} do not mix: fp32 goes with fp32 alone")
