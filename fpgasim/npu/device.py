@@ -1,0 +1,209 @@
+"""`Device`: what an engine is made of, as a value, and the presets.
+
+A matrix-vector engine (Fowers et al., ISCA 2018, IV–V) has T tile engines of N dot-product engines with L lanes each:
+one native N×N matrix times one vector takes N/L cycles of one tile engine. Behind it, MFUs with three function units
+each (activation, multiply, add) work on the vectors that leave it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, get_args
+
+from fpgasim.errors import DeviceError, UnknownNameError
+from fpgasim.kernels.contract import Accumulator, Order, Pointwise, get_accumulator, get_order, get_pointwise
+from fpgasim.numerics import BlockFormat, get_format
+
+Hazard = Literal["in_order", "data"]
+HAZARDS: tuple[Hazard, ...] = get_args(Hazard)
+
+
+def _is(unit: str, meaning: str) -> dict[str, str]:
+    return {"unit": unit, "meaning": meaning}
+
+
+@dataclass(frozen=True)
+class Device:
+    """One engine, its memory, its link to the host and the numbers it computes in.
+
+    `assumed` names the fields whose values nobody published; wherever they are printed, that is said.
+    Raises DeviceError naming a field that is out of range, UnknownNameError for an unknown name in one.
+    """
+
+    name: str
+    native_dim: int = field(metadata=_is("elements", "N, side of a native matrix tile and length of a vector"))
+    lanes: int = field(metadata=_is("per dot-product engine", "L, multipliers of one dot-product engine; divides N"))
+    tiles: int = field(metadata=_is("tile engines", "T, tile engines that work at once"))
+    mrf_tiles: int = field(metadata=_is("native tiles", "matrix register file, all tile engines together"))
+    mfus: int = field(metadata=_is("units", "multifunction units behind the matrix unit"))
+    clock_hz: int = field(metadata=_is("Hz", "clock of the engine"))
+    mvm_latency: int = field(metadata=_is("cycles", "from the read of a vector to its product leaving the matrix unit"))
+    mfu_latency: int = field(default=9, metadata=_is("cycles", "through one multifunction unit"))
+    dispatch_cycles: int = field(
+        default=14, metadata=_is("cycles", "from a layer's first instruction to its first vector")
+    )
+    hazard: Hazard = field(
+        default="in_order",
+        metadata=_is("", "in_order: a layer waits for all older ones; data: only for those it reads"),
+    )
+    initial_vrf: int = field(default=12_100, metadata=_is("vectors", "register file that feeds the matrix unit"))
+    addsub_vrf: int = field(default=12_100, metadata=_is("vectors", "register file of the add units"))
+    multiply_vrf: int = field(default=16, metadata=_is("vectors", "register file of the multiply units"))
+    dram_bytes_per_s: float = field(
+        default=19.2e9, metadata=_is("bytes/s", "peak of the memory the weights stream from")
+    )
+    dram_efficiency: float = field(default=0.885, metadata=_is("", "share of that peak that a long stream reaches"))
+    dram_burst_bytes: int = field(default=64, metadata=_is("bytes", "a load is whole bursts"))
+    pcie_bytes_per_s: float = field(default=6.5e9, metadata=_is("bytes/s", "rate of a transfer to or from the host"))
+    pcie_latency_s: float = field(default=5e-6, metadata=_is("s", "start of a transfer"))
+    launch_s: float = field(default=20e-6, metadata=_is("s", "start of a segment"))
+    cpu_call_s: float = field(default=1e-4, metadata=_is("s", "start of a CPU piece"))
+    accumulator: Accumulator = field(default="exact", metadata=_is("", "how the terms of a dot product add up"))
+    order: Order = field(default="khwc", metadata=_is("", "order in which they do"))
+    pointwise: Pointwise = field(default="fp16", metadata=_is("", "type of the values between layers"))
+    assumed: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        for name in ("native_dim", "lanes", "tiles", "mrf_tiles", "clock_hz", "dram_burst_bytes"):
+            self._whole(name, 1)
+        for name in ("mfus", "mvm_latency", "mfu_latency", "dispatch_cycles"):
+            self._whole(name, 0)
+        for name in ("initial_vrf", "addsub_vrf", "multiply_vrf"):
+            self._whole(name, 0)
+        if self.native_dim > 1 << 16:
+            self._refuse("native_dim", "at most 65536")
+        if self.native_dim % self.lanes:
+            self._refuse("lanes", f"a divisor of native_dim={self.native_dim}")
+        for name in ("dram_bytes_per_s", "pcie_bytes_per_s"):
+            self._number(name, "a finite rate above 0", lambda v: v > 0)
+        for name in ("pcie_latency_s", "launch_s", "cpu_call_s"):
+            self._number(name, "a finite time, 0 or more", lambda v: v >= 0)
+        self._number("dram_efficiency", "above 0 and at most 1", lambda v: 0 < v <= 1)
+        if self.hazard not in HAZARDS:
+            raise UnknownNameError("hazard rule", self.hazard, HAZARDS)
+        get_accumulator(self.accumulator), get_order(self.order), get_pointwise(self.pointwise)
+        unknown = self.assumed - {f.name for f in _described()}
+        if unknown:
+            self._refuse("assumed", f"names of fields, unlike {min(unknown)!r}")
+
+    def _refuse(self, name: str, wanted: str) -> None:
+        raise DeviceError(f"device {self.name!r}: {name}={getattr(self, name)!r} must be {wanted}")
+
+    def _whole(self, name: str, low: int) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            self._refuse(name, f"a whole number from {low} up")
+
+    def _number(self, name: str, wanted: str, fits: Any) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or not fits(value):
+            self._refuse(name, wanted)
+
+    @property
+    def cycles_per_mvm(self) -> int:
+        """Cycles one tile engine needs for a native matrix times a vector: N/L."""
+        return self.native_dim // self.lanes
+
+    @property
+    def macs_per_cycle(self) -> int:
+        """Multiply-accumulates of all tile engines in a cycle: T·N·L."""
+        return self.tiles * self.native_dim * self.lanes
+
+    @property
+    def peak_flops(self) -> int:
+        """Operations in a second, a multiply-accumulate counting two: 2·T·N·L·f."""
+        return 2 * self.macs_per_cycle * self.clock_hz
+
+    def resolve_format(self, format: str | BlockFormat) -> BlockFormat:
+        """`format` as this device computes in it: formats that follow the device get blocks of N.
+
+        Raises UnknownNameError for an unknown key, DeviceError where N is no multiple of the block; fp32 always fits.
+        """
+        fmt = get_format(format)
+        if fmt.follows_device:
+            fmt = fmt.with_block(self.native_dim)
+        if self.native_dim % fmt.block:
+            raise DeviceError(
+                f"format {fmt.name!r} has blocks of {fmt.block}, which do not divide the native dimension "
+                f"{self.native_dim} of device {self.name!r}; a block that divides it, bw_1s5e5m or fp32 would do"
+            )
+        return fmt
+
+
+def _described() -> list[dataclasses.Field[Any]]:
+    """The fields with a unit: all but `name` and `assumed`."""
+    return [f for f in dataclasses.fields(Device) if f.metadata]
+
+
+#: Where a preset's value was published; fields that are not here are assumed.
+_PUBLISHED = {
+    **dict.fromkeys(("native_dim", "lanes", "tiles", "mrf_tiles", "mfus", "clock_hz"), "ISCA 2018, Table III"),
+    "pointwise": "ISCA 2018, IV",
+}
+
+
+def _brainwave(name: str, native_dim: int, lanes: int, tiles: int, mrf_tiles: int, mhz: int) -> Device:
+    """A preset of Fowers et al., ISCA 2018, Table III; what the table leaves out is in docs/devices.md.
+
+    The matrix unit's stages are those of Intel's open NPU (github.com/intel/fpga-npu, simulator/inc/defines.h):
+    register read 1, way to the engines 8, multiply 2, adder tree 1 a level, accumulate 4, reduction log2 T + 5,
+    register write 1.
+    """
+    return Device(
+        name,
+        native_dim,
+        lanes,
+        tiles,
+        mrf_tiles,
+        mfus=2,
+        clock_hz=mhz * 1_000_000,
+        mvm_latency=21 + (lanes - 1).bit_length() + (tiles - 1).bit_length(),
+        assumed=frozenset(f.name for f in _described()) - _PUBLISHED.keys(),
+    )
+
+
+#: Every device with a name. A new one is one line here.
+DEVICES: dict[str, Device] = {
+    d.name: d
+    for d in (
+        _brainwave("bw_s5", native_dim=100, lanes=10, tiles=6, mrf_tiles=306, mhz=200),
+        _brainwave("bw_a10", native_dim=128, lanes=16, tiles=8, mrf_tiles=512, mhz=300),
+        _brainwave("bw_s10", native_dim=400, lanes=40, tiles=6, mrf_tiles=306, mhz=250),
+    )
+}
+
+
+def get_device(device: str | Device) -> Device:
+    """The device called `device`, or `device` itself when it already is one.
+
+    Raises UnknownNameError for a name that is not among `DEVICES`.
+    """
+    if isinstance(device, Device):
+        return device
+    if device not in DEVICES:
+        raise UnknownNameError("device", device, DEVICES)
+    return DEVICES[device]
+
+
+class DeviceRow(NamedTuple):
+    """One field of a device for printing: `source` is where it was published, "assumed", or "given" by the user."""
+
+    field: str
+    value: int | float | str
+    unit: str
+    source: str
+    meaning: str
+
+
+def device_rows(device: str | Device) -> list[DeviceRow]:
+    """Every field of `device` in order, with its unit and whether it is published, assumed or given."""
+    d = get_device(device)
+    rows = []
+    for f in _described():
+        value, preset = getattr(d, f.name), DEVICES.get(d.name)
+        published = f.name in _PUBLISHED and preset is not None and getattr(preset, f.name) == value
+        source = "assumed" if f.name in d.assumed else _PUBLISHED[f.name] if published else "given"
+        rows.append(DeviceRow(f.name, value, f.metadata["unit"], source, f.metadata["meaning"]))
+    return rows
