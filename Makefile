@@ -1,0 +1,60 @@
+# `make demo` and `make test` are all there is to know. Each first makes its own virtual environment in .venv
+# (no root, no network but the package index) and makes it again only when the project's metadata or C changes.
+# PYTHON=/path/to/python3.12 chooses the interpreter.
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+SOURCES := pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
+# The package as it is installed, kernels in their place: mypy does not follow setup.py's package_dir.
+TYPED := build/typed
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The test processes share the processors, so each uses one.
+PYTEST := FPGASIM_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+.PHONY: demo test test-quick lint clean
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:
+	@echo "make demo        classify a photograph on the emulated FPGA, then plan and time ResNet-50"
+	@echo "make test        lint, types and all tests"
+	@echo "make test-quick  the tests that take less than five seconds each"
+	@echo "make lint        ruff and mypy"
+	@echo "make clean       remove what was built, the virtual environment included"
+
+demo: $(READY)
+	$(BIN)/fpgasim demo
+
+test: lint
+	$(PYTEST)
+
+test-quick: $(READY)
+	$(PYTEST) -m "not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	@rm -rf $(TYPED) && mkdir -p $(TYPED)/fpgasim
+	@ln -s $(CURDIR)/fpgasim/* $(TYPED)/fpgasim/ && ln -sfn $(CURDIR)/kernels $(TYPED)/fpgasim/kernels
+	MYPYPATH=$(TYPED) $(BIN)/mypy -p fpgasim
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info kernels/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): $(SOURCES) $(BIN)/python
+	@echo "Installing fpgasim and what it needs into $(VENV) (a few minutes the first time)"
+	$(BIN)/python -m pip install --editable '.[demo,test]'
+	@touch $@
+
+$(BIN)/python:
+	@for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+	  if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "Making $(VENV) with $$($$python --version)"; rm -rf $(VENV); exec "$$python" -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "fpgasim needs Python 3.11 or newer with its venv module (Debian: apt install python3-venv)." >&2; \
+	echo "Looked for $(PYTHON) python3, python3.14 … python3.11; python3 here is: $$(python3 --version 2>&1)." >&2; \
+	echo "PYTHON=/path/to/python make … chooses another." >&2; exit 1
