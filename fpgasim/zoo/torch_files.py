@@ -81,9 +81,7 @@ def read_zip(archive: zipfile.ZipFile, size: int) -> dict[str, Array]:
     return _read_tensors(value, read, size, "<" if byte_order == b"little" else ">")
 
 
-def _read_tensors(
-    value: Any, read: Callable[[Storage], bytes], size: int, order: Literal["<", ">"] = "<"
-) -> dict[str, Array]:
+def _read_tensors(value: Any, read: Callable[[Storage], bytes], size: int, order: ByteOrder = "<") -> dict[str, Array]:
     tensors = _state_dict(value)
     total = sum(math.prod(tensor.shape) * item_size(tensor.storage.dtype) for tensor in tensors.values())
     if total > MAX_GROWTH * size + ALLOWANCE_BYTES:
