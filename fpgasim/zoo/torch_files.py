@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fpgasim.errors import WeightsError
-from fpgasim.zoo.elements import Array, elements, item_size
+from fpgasim.zoo.elements import Array, ByteOrder, elements, item_size
 from fpgasim.zoo.unpickling import Storage, StoredTensor, unpickle
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C

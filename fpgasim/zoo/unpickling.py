@@ -245,11 +245,8 @@ def _known(table: dict[str, Callable[..., Any]], value: Any, verb: str) -> Calla
 def _storage(persistent: Any) -> Storage:
     """The storage that ("storage", class, key, device, length[, view]) refers to."""
     match persistent:
-        case ("storage", _Global(name), str(key), _, int(length), *view) if 0 <= length < LIMIT and view in (
-            [],
-            [None],
-        ):
+        case ("storage", _Global(name), str(key), _, int(length), *view) if view in ([], [None]):
             dtype = STORAGES.get(name.removeprefix("torch."))
-            if dtype is not None:
+            if dtype is not None and 0 <= length < LIMIT:
                 return Storage(key, dtype, length)
     raise WeightsError("its pickle refers to something that is not a plain storage of numbers")
