@@ -1,0 +1,51 @@
+"""Which ONNX versions and operators are taken."""
+
+import onnx
+import onnx_ir as ir
+
+from fpgasim.errors import ModelError
+
+#: ONNX Runtime takes up to these; below opset 7 broadcasting had other rules.
+OPSETS = range(7, 27)
+IR_VERSIONS = range(3, 14)
+#: From here on an initializer need not be a graph input too, which is what a `Graph` holds to.
+LEAST_IR_VERSION = 4
+
+
+def check_versions(proto: onnx.ModelProto, where: str) -> None:
+    """ModelError unless the model's IR version and opset are among those taken."""
+    if proto.ir_version not in IR_VERSIONS:
+        raise ModelError(
+            f"{where}: IR version is {proto.ir_version}; {IR_VERSIONS.start} to {IR_VERSIONS.stop - 1} would do"
+        )
+    versions = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
+    if not versions:
+        raise ModelError(f"{where} declares no ai.onnx opset; {OPSETS.start} to {OPSETS.stop - 1} would do")
+    if versions[0] not in OPSETS:
+        raise ModelError(f"{where}: opset is {versions[0]}; {OPSETS.start} to {OPSETS.stop - 1} would do")
+
+
+def check_operators(model: ir.Model) -> None:
+    """ModelError names the first node whose operator neither ONNX nor ONNX Runtime knows in the model's opset."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        where = f"node {node.name!r}: operator {node.op_type!r}"
+        if not onnx.defs.has(node.op_type, node.domain):
+            if (node.domain, node.op_type) not in _runtime_operators():
+                raise ModelError(f"{where} of domain {node.domain or 'ai.onnx'!r} is unknown to ONNX and ONNX Runtime")
+            continue
+        opset = model.opset_imports.get(node.domain)
+        if opset is None:
+            raise ModelError(f"{where} is of domain {node.domain!r}, whose opset the model does not declare")
+        try:
+            schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+        except onnx.defs.SchemaError as error:
+            since = onnx.defs.get_schema(node.op_type, node.domain).since_version
+            raise ModelError(f"{where} is newer than the model's opset {opset}; its last version is of {since}") from error
+        if schema.deprecated:
+            raise ModelError(f"{where} is no longer there in the model's opset {opset}; it went with {schema.since_version}")
+
+
+def _runtime_operators() -> set[tuple[str, str]]:
+    from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
+
+    return {(schema.domain, schema.name) for schema in get_all_operator_schema()}

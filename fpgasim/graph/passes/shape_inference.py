@@ -1,0 +1,92 @@
+"""Shape and type inference.
+
+Rules:
+- ONNX's own inference with data propagation says the shape and type of what the standard operators compute; what the
+  file claims for those is dropped.
+- A claim stays where inference cannot know better: for graph outputs, and for operators of other domains.
+- A dimension is a number, a symbol of the inputs, or unknown: names that inference invents are dropped.
+"""
+
+import onnx
+import onnx_ir as ir
+
+from fpgasim.errors import ModelError
+from fpgasim.graph.passes.rewriting import rewrite
+from fpgasim.graph.structure import Dim, Graph, shape_of
+
+#: Smaller constants stay visible to inference: shapes, axes, scales. Bigger ones are weights, and only slow it down.
+_VISIBLE_BYTES = 4096
+
+
+def infer_shapes(graph: Graph) -> tuple[Graph, bool]:
+    """`graph` with the shape and type of each tensor, as far as ONNX can infer them.
+
+    ModelError names the operator whose inputs do not fit.
+    """
+    return rewrite(graph, infer)
+
+
+def infer(model: ir.Model) -> bool:
+    """Infers in place, on a model that its caller owns; whether anything became known or different."""
+    inferred = inferred_types(model)
+    symbols = {dim for value in model.graph.inputs for dim in shape_of(value) or () if isinstance(dim, str)}
+    changed = False
+    for node in model.graph:
+        for value in node.outputs:
+            old_shape, old_type = shape_of(value), value.type
+            proto = inferred.get(value.name or "")
+            if proto is not None:
+                value.type = ir.serde.deserialize_type_proto_for_type(proto) or value.type
+            shape = None if proto is None else ir.serde.deserialize_type_proto_for_shape(proto)
+            value.shape = _merged(shape, value, symbols)
+            changed = changed or shape_of(value) != old_shape or value.type != old_type
+    return changed
+
+
+def inferred_types(model: ir.Model) -> dict[str, onnx.TypeProto]:
+    """What ONNX infers for the values of the main graph, from its inputs and constants alone."""
+    proto = ir.to_proto(without_weights(model, forget=True))
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        raise ModelError(f"graph {model.graph.name!r}: shapes do not fit: {one_line(error)}") from error
+    infos = (*inferred.graph.value_info, *inferred.graph.output)
+    return {info.name: info.type for info in infos if info.HasField("type")}
+
+
+def without_weights(model: ir.Model, *, forget: bool) -> ir.Model:
+    """A small copy for ONNX's C++ tools: big initializers are inputs; with `forget`, inferable shapes are unknown."""
+    copy = model.clone()
+    graph = copy.graph
+    for name, value in list(graph.initializers.items()):
+        if value.const_value is not None and value.const_value.nbytes > _VISIBLE_BYTES:
+            del graph.initializers[name]
+            value.const_value = None
+            graph.inputs.append(value)
+    if forget:
+        for node in graph:
+            for value in node.outputs:
+                if node.domain == "" or value.is_graph_output():
+                    value.shape = None
+                if node.domain == "" and not value.is_graph_output():
+                    value.type = None
+    return copy
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _merged(shape: ir.Shape | None, value: ir.Value, symbols: set[str]) -> ir.Shape | None:
+    claim = shape_of(value)
+    producer = value.producer()
+    if producer is not None and producer.domain == "" and not value.is_graph_output():
+        claim = None
+    if shape is None:
+        return None if claim is None else ir.Shape(claim)
+    dims: list[Dim] = []
+    for i, dim in enumerate(shape):
+        known = dim if isinstance(dim, int) or dim.value in symbols else None
+        fallback = claim[i] if claim is not None and len(claim) == len(shape) else None
+        dims.append(fallback if known is None else known if isinstance(known, int) else known.value)
+    return ir.Shape(dims)
