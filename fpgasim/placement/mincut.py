@@ -1,0 +1,135 @@
+"""The placement that a minimum s-t cut finds: exact for the objective without launches and CPU calls.
+
+The source side is the CPU, the sink side the FPGA; an edge is cut, and paid, where it leads from the source side to
+the sink side.
+
+    v -> t         time of v on the CPU
+    s -> v         time of v on the FPGA (unbounded where it cannot be there)
+    u -> a -> w…   upload of u's tensor, once for all its readers w: a -> w is unbounded
+    w… -> b -> u   download of u's tensor, once for all its readers w: w -> b is unbounded
+    v, w -> p -> t what the pair (v, w) saves: paid unless both are on the FPGA, and taken off as a constant
+
+Every term is submodular, so the minimum cut is the minimum (Picard and Ratliff, 1975).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from fpgasim.placement.cost_graph import CostGraph, Placement, Side, cut_objective, objective
+
+#: SciPy's capacities are int32. A residual capacity is at most capacity + flow, so both stay within 2^30.
+_UNBOUNDED = 1 << 30
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A placement that minimises `cut_objective`.
+
+    `lower_bound` is below the `cut_objective` of every placement; this one's is at most `error` above it. The two
+    differ only because SciPy's capacities are integers.
+    """
+
+    placement: Placement
+    lower_bound: float
+    error: float
+
+
+def minimum_cut(cost_graph: CostGraph) -> Cut:
+    """The minimum cut of `cost_graph`; among equally cheap ones that with the fewest nodes on the FPGA."""
+    network, constant = _network(cost_graph)
+    everything_on_cpu = math.fsum([node.cpu for node in cost_graph.nodes]) - constant
+    if everything_on_cpu == 0:
+        return Cut({node.name: "cpu" for node in cost_graph.nodes}, constant, 0.0)
+    # The flow is at most the cut of all-CPU. Capacities are rounded down, so the flow bounds the true cut from below.
+    scale = (_UNBOUNDED - 1) / everything_on_cpu
+    flow, sink_side = _maximum_flow(network, scale)
+    placement: dict[str, Side] = {
+        node.name: "fpga" if i in sink_side else "cpu" for i, node in enumerate(cost_graph.nodes, 2)
+    }
+    lower_bound = constant + flow / scale
+    return Cut(placement, lower_bound, max(0.0, cut_objective(cost_graph, placement) - lower_bound))
+
+
+def lower_bound(cost_graph: CostGraph, cut: Cut) -> float:
+    """A bound below the `objective` of every placement, from a minimum cut.
+
+    A placement is all on the CPU, all on the FPGA (both costs are known), or mixed: then it costs at least the cut
+    plus one launch plus one CPU call.
+    """
+    bounds = [cut.lower_bound + cost_graph.launch + cost_graph.cpu_call]
+    bounds.append(objective(cost_graph, {node.name: "cpu" for node in cost_graph.nodes}))
+    if all(node.fpga is not None for node in cost_graph.nodes):
+        bounds.append(objective(cost_graph, {node.name: "fpga" for node in cost_graph.nodes}))
+    return min(bounds)
+
+
+_Network = dict[tuple[int, int], float]
+
+
+def _network(cost_graph: CostGraph) -> tuple[_Network, float]:
+    """Capacities by (from, to), and the constant to add to a cut. 0 is the source, 1 the sink, node i is i + 2."""
+    number = {node.name: i for i, node in enumerate(cost_graph.nodes, 2)}
+    network: _Network = {}
+    count = len(number) + 2
+
+    def add(start: int, end: int, capacity: float) -> None:
+        if start != end and capacity > 0:
+            network[start, end] = network.get((start, end), 0.0) + capacity
+
+    def helper() -> int:
+        nonlocal count
+        count += 1
+        return count - 1
+
+    for node in cost_graph.nodes:
+        add(number[node.name], 1, node.cpu)
+        add(0, number[node.name], math.inf if node.fpga is None else node.fpga)
+    for tensor in cost_graph.tensors:
+        made = 0 if tensor.producer is None else number[tensor.producer]
+        readers = sorted({number[name] for name in tensor.consumers})
+        if len(readers) == 1:
+            add(made, readers[0], tensor.to_fpga)
+        elif readers:
+            upload = helper()
+            add(made, upload, tensor.to_fpga)
+            for reader in readers:
+                add(upload, reader, math.inf)
+        if tensor.output:
+            add(0, made, tensor.to_cpu)
+        elif len(readers) == 1 and made:
+            add(readers[0], made, tensor.to_cpu)
+        elif readers and made:
+            download = helper()
+            add(download, made, tensor.to_cpu)
+            for reader in readers:
+                add(reader, download, math.inf)
+    for pair in cost_graph.pairs:
+        both = helper()
+        add(number[pair.first], both, math.inf)
+        add(number[pair.second], both, math.inf)
+        add(both, 1, pair.saves)
+    return network, -math.fsum([pair.saves for pair in cost_graph.pairs])
+
+
+def _maximum_flow(network: _Network, scale: float) -> tuple[int, frozenset[int]]:
+    """The flow through `network` with capacities floor(capacity · scale), and the smallest sink side of a minimum cut.
+
+    That side holds the nodes that still reach the sink in the residual network; it does not depend on which of the
+    maximum flows was found.
+    """
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+
+    edges = sorted(network)
+    capacities = [_UNBOUNDED if (c := network[edge] * scale) >= _UNBOUNDED else int(c) for edge in edges]
+    size = 1 + max(max(edge) for edge in edges)
+    starts, ends = zip(*edges, strict=True)
+    matrix = csr_array((np.array(capacities, dtype=np.int32), (starts, ends)), shape=(size, size))
+    result = maximum_flow(matrix, 0, 1)
+    residual = csr_array((matrix - result.flow).T)
+    residual.eliminate_zeros()
+    return int(result.flow_value), frozenset(breadth_first_order(residual, 1, return_predecessors=False).tolist())
