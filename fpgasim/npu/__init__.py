@@ -3,15 +3,22 @@
 from fpgasim.npu.device import DEVICES, Device, DeviceRow, device_rows, get_device
 from fpgasim.npu.layers import Layer, Stage
 from fpgasim.npu.numbers import Numbers, resolve_numbers
+from fpgasim.npu.timing import LayerTiming, SegmentTiming, layer_timing, segment_timing, transfer_seconds, wire_bytes
 
 __all__ = [
     "DEVICES",
     "Device",
     "DeviceRow",
     "Layer",
+    "LayerTiming",
     "Numbers",
+    "SegmentTiming",
     "Stage",
     "device_rows",
     "get_device",
+    "layer_timing",
     "resolve_numbers",
+    "segment_timing",
+    "transfer_seconds",
+    "wire_bytes",
 ]

@@ -66,9 +66,9 @@ class Device:
     assumed: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        for name in ("native_dim", "lanes", "tiles", "mrf_tiles", "clock_hz", "dram_burst_bytes"):
+        for name in ("native_dim", "lanes", "tiles", "mrf_tiles", "mfus", "clock_hz", "dram_burst_bytes"):
             self._whole(name, 1)
-        for name in ("mfus", "mvm_latency", "mfu_latency", "dispatch_cycles"):
+        for name in ("mvm_latency", "mfu_latency", "dispatch_cycles"):
             self._whole(name, 0)
         for name in ("initial_vrf", "addsub_vrf", "multiply_vrf"):
             self._whole(name, 0)

@@ -20,7 +20,7 @@ Shape = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Stage:
-    """One pointwise step: `output` (an ONNX tensor) from the value in the pipeline and, for two-operand kinds, `operand`.
+    """One pointwise step: the ONNX tensor `output` from the value in the pipeline and, with two operands, `operand`.
 
     `operand` names a tensor of the segment or a constant of the Program. `swapped` puts the operand first (sub).
     `low` and `high` bound a clip, as values of the pointwise type.
@@ -40,7 +40,7 @@ class Layer:
 
     `inputs` are ONNX tensors the head reads; `head_output` is the tensor the head makes and `output` the last one,
     after the stages. `nodes` are the ONNX nodes it computes. `weight` names a constant of the Program.
-    `in_shape` and `out_shape` are NHWC.
+    `in_shape` and `out_shape` are NHWC; a concat also says how many channels each of its inputs has.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Layer:
     weight: str | None = None
     packing: Packing = "channel"
     count_padding: bool = False
+    input_channels: tuple[int, ...] = ()
 
     @property
     def output(self) -> str:
