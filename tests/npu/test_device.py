@@ -53,7 +53,7 @@ def test_a_device_passes_through_and_an_unknown_name_lists_those_there_are():
         ("native_dim", 128.0, "a whole number from 1 up"),
         ("tiles", -1, "a whole number from 1 up"),
         ("tiles", True, "a whole number from 1 up"),
-        ("mfus", -1, "a whole number from 0 up"),
+        ("mfus", 0, "a whole number from 1 up"),
         ("mrf_tiles", 0, "a whole number from 1 up"),
         ("clock_hz", 0, "a whole number from 1 up"),
         ("mvm_latency", -1, "a whole number from 0 up"),
