@@ -25,16 +25,16 @@ _HOMES = {
 }
 _ROOMS = ("compiler", "errors", "graph", "kernels", "npu", "numerics", "ops", "placement", "runtime", "zoo")
 
-__all__ = [*_HOMES, *_ROOMS, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOMES, *_ROOMS, "__version__"]
 
 if TYPE_CHECKING:
-    from fpgasim.errors import FpgasimError
-    from fpgasim.graph import Graph, load
-    from fpgasim.npu import Device
-    from fpgasim.numerics import BlockFormat, BlockTensor
-    from fpgasim.ops import conv2d, quantize
-    from fpgasim.placement import Plan, partition
-    from fpgasim.runtime import Session, compile
+    from fpgasim.errors import FpgasimError as FpgasimError
+    from fpgasim.graph import Graph as Graph, load as load
+    from fpgasim.npu import Device as Device
+    from fpgasim.numerics import BlockFormat as BlockFormat, BlockTensor as BlockTensor
+    from fpgasim.ops import conv2d as conv2d, quantize as quantize
+    from fpgasim.placement import Plan as Plan, partition as partition
+    from fpgasim.runtime import Session as Session, compile as compile
 
 
 def __getattr__(name: str) -> Any:

@@ -49,7 +49,7 @@ class Package:
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Processor:
     """This machine's processor, as Linux describes it; elsewhere only what Python knows."""
     text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
-    fields = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", text.partition("\n\n")[0], re.MULTILINE))
+    fields: dict[str, str] = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", text.partition("\n\n")[0], re.MULTILINE))
     flags = set(fields.get("flags", fields.get("Features", "")).split())
     level = platform.machine()
     for name, needed in LEVELS.items():
@@ -63,7 +63,7 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Processor:
 
 def compiler() -> str | None:
     """The first line of `cc --version` of the C compiler that builds extensions here, or None without one."""
-    command = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    command = shlex.split(os.environ.get("CC") or str(sysconfig.get_config_var("CC")))
     for name in (*command[:1], "cc", "gcc", "clang"):
         if path := shutil.which(name):
             answer = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
