@@ -54,8 +54,8 @@ def with_input_shapes(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> Gr
 def _bound(graph: Graph, sizes: Mapping[str, int], whole: Mapping[str, tuple[int, ...]]) -> Graph:
     model = graph.model.clone()
     for value in model.graph.inputs:
-        if value.name in whole:
-            value.shape = ir.Shape(whole[value.name])
+        if (given := whole.get(value.name or "")) is not None:
+            value.shape = ir.Shape(given)
     for value in graph_values(model.graph):
         if value.shape is not None and not value.is_initializer():
             dims = (dim if isinstance(dim, int) else dim.value for dim in value.shape)

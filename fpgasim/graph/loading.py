@@ -1,5 +1,6 @@
 """Reading ONNX models: bounds checked, weights copied, names made unique, then the passes."""
 
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,15 +9,20 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+import onnx_ir.passes.common
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from fpgasim.errors import InputError, ModelError, WeightsError
 from fpgasim.graph.counting import WEIGHT_INPUTS
 from fpgasim.graph.external import read_external
 from fpgasim.graph.opsets import LEAST_IR_VERSION, check_operators, check_versions
-from fpgasim.graph.passes import infer_shapes, optimize
+from fpgasim.graph.passes import optimize
+from fpgasim.graph.passes.shape_inference import infer_shapes, one_line
 from fpgasim.graph.structure import Graph, constant_array, graph_values, shape_of
-from fpgasim.graph.verifier import verify
+from fpgasim.graph.verifier import verify_structure
+
+# onnx-ir remarks on broken models before we refuse them; without a handler of its own that would reach stderr.
+logging.getLogger("onnx_ir").addHandler(logging.NullHandler())
 
 #: What exporters write for a dimension without a name: these say nothing about which dimensions are equal.
 _NAMELESS = {"", "?", "-1", "None", "none", "unk", "unknown"}
@@ -33,24 +39,27 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto, *, optimize: bool = T
     WeightsError for weights that are not finite.
     """
     if isinstance(source, onnx.ModelProto):
-        where, folder, proto = "the model", None, source
+        where, path, proto = "the model", None, source
     elif isinstance(source, str | os.PathLike):
         path = Path(source)
-        where, folder, proto = f"model file {str(path)!r}", path.parent, _read(path)
+        where, proto = f"model file {str(path)!r}", _read(path)
     else:
         raise InputError(f"load takes a path or an onnx.ModelProto; got {type(source).__name__}")
     check_versions(proto, where)
-    model = _deserialize(proto, where, folder)
+    model = _deserialize(proto, where, None if path is None else path.parent)
     if not model.graph.name:
-        model.graph.name = "graph" if folder is None else Path(os.fspath(source)).stem  # type: ignore[arg-type]
-    return _finish(model, optimize)
+        model.graph.name = "graph" if path is None else path.stem
+    try:
+        return _finish(model, optimize)
+    except (ModelError, WeightsError) as error:
+        raise type(error)(f"{where}: {error}") from error
 
 
 def _finish(model: ir.Model, optimizing: bool) -> Graph:
     _normalise(model)
     check_operators(model)
+    verify_structure(model)
     graph, _ = infer_shapes(Graph(model))
-    verify(graph)
     _check_finite(graph)
     if not optimizing:
         return graph
@@ -71,7 +80,7 @@ def _read(path: Path) -> onnx.ModelProto:
         proto.ParseFromString(data)
     except DecodeError as error:
         raise ModelError(
-            f"model file {str(path)!r} of {len(data)} bytes is not a whole ONNX model: it is truncated or something else"
+            f"model file {str(path)!r} of {len(data)} bytes is not a whole ONNX model: truncated, or something else"
         ) from error
     if not proto.HasField("graph") or not proto.ir_version:
         raise ModelError(f"model file {str(path)!r} of {len(data)} bytes holds no ONNX graph; an ONNX model would do")
@@ -88,8 +97,11 @@ def _deserialize(proto: onnx.ModelProto, where: str, folder: Path | None) -> ir.
         if model.functions:
             ir.passes.common.InlinePass()(model)
     except (ir.serde.SerdeError, ir.passes.PassError, ValueError, NotImplementedError) as error:
-        raise ModelError(f"{where} is broken: {' '.join(str(_root(error)).split())}") from error
+        raise ModelError(f"{where} is broken: {one_line(error)}") from error
     for graph in _all_graphs(model.graph):
+        for text in _texts(graph):
+            if isinstance(text, bytes):  # protobuf lets them pass
+                raise ModelError(f"{where} is broken: name {text!r} is not UTF-8")
         for value in graph.initializers.values():
             if value.const_value is not None:
                 value.const_value = _own(value.const_value, where, folder)
@@ -106,6 +118,15 @@ def _all_graphs(graph: ir.Graph) -> Iterable[ir.Graph]:
     yield from graph.subgraphs()
 
 
+def _texts(graph: ir.Graph) -> Iterable[object]:
+    yield from (value.name for value in graph_values(graph))
+    for value in graph.inputs:
+        yield from shape_of(value) or ()
+    for node in graph:
+        yield from (node.name, node.op_type, node.domain, *node.attributes)
+        yield from (value.name for value in node.inputs if value is not None)
+
+
 def _own(tensor: ir.TensorProtocol, where: str, folder: Path | None) -> ir.TensorProtocol:
     """`tensor` with read-only data of its own."""
     name = tensor.name or ""
@@ -114,24 +135,18 @@ def _own(tensor: ir.TensorProtocol, where: str, folder: Path | None) -> ir.Tenso
     if isinstance(tensor, ir.ExternalTensor):
         if folder is None:
             raise ModelError(
-                f"{where}: tensor {name!r} lies in file {os.fspath(tensor.location)!r}, but a ModelProto has no folder; "
-                "load the model by its path"
+                f"{where}: tensor {name!r} lies in file {os.fspath(tensor.location)!r}, "
+                "but a ModelProto has no folder; load the model by its path"
             )
         array = read_external(tensor, folder)
     else:
         try:
             array = tensor.numpy()
         except (ValueError, TypeError) as error:
-            raise ModelError(f"{where}: tensor {name!r} is broken: {' '.join(str(error).split())}") from error
+            raise ModelError(f"{where}: tensor {name!r} is broken: {one_line(error)}") from error
     if array.flags.writeable:
         array.setflags(write=False)
-    return ir.Tensor(array, dtype=tensor.dtype, shape=ir.Shape(tensor.shape.numpy(), frozen=True), name=name)
-
-
-def _root(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
+    return ir.Tensor(array, dtype=tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name)
 
 
 def _normalise(model: ir.Model) -> None:
@@ -142,7 +157,7 @@ def _normalise(model: ir.Model) -> None:
     model.ir_version = max(model.ir_version, LEAST_IR_VERSION)
     for value in graph.initializers.values():
         if value.const_value is not None:
-            value.type, value.shape = ir.TensorType(value.const_value.dtype), ir.Shape(value.const_value.shape)
+            value.type, value.shape = ir.TensorType(value.const_value.dtype), ir.Shape(value.const_value.shape.numpy())
     try:
         graph.sort()
     except ValueError as error:

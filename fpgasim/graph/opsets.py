@@ -40,9 +40,9 @@ def check_operators(model: ir.Model) -> None:
             schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
         except onnx.defs.SchemaError as error:
             since = onnx.defs.get_schema(node.op_type, node.domain).since_version
-            raise ModelError(f"{where} is newer than the model's opset {opset}; its last version is of {since}") from error
+            raise ModelError(f"{where} is newer than the model's opset {opset}; opset {since} has it") from error
         if schema.deprecated:
-            raise ModelError(f"{where} is no longer there in the model's opset {opset}; it went with {schema.since_version}")
+            raise ModelError(f"{where} is not in the model's opset {opset}; it went with {schema.since_version}")
 
 
 def _runtime_operators() -> set[tuple[str, str]]:

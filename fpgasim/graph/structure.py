@@ -130,7 +130,7 @@ class Graph:
         return macs(self, node)
 
     def weight_elements(self, node: Node) -> int:
-        """Elements of the constant matrices a Conv, ConvTranspose, Gemm or MatMul multiplies by, without bias; else 0."""
+        """Elements of the constant matrices that a Conv, ConvTranspose, Gemm or MatMul multiplies by; else 0."""
         from fpgasim.graph.counting import weight_elements
 
         return weight_elements(self, node)
@@ -175,7 +175,7 @@ class Graph:
         save(self, path)
 
     def fingerprint(self) -> str:
-        """SHA-256, in hex, over operators, names, shapes and weights: equal graphs have equal fingerprints in any run."""
+        """SHA-256, in hex, over operators, names, shapes and weights: the same in every run."""
         return self._fingerprint
 
     @cached_property

@@ -4,24 +4,31 @@ import onnx
 import onnx_ir as ir
 
 from fpgasim.errors import ModelError
-from fpgasim.graph.passes.shape_inference import inferred_types, one_line, without_weights
+from fpgasim.graph.passes.shape_inference import inferred_types, one_line, skeleton
 from fpgasim.graph.structure import Graph, captured_values, shape_of
 
 
 def verify(graph: Graph, after: str = "loading") -> None:
-    """Nothing, if all is well; else a ModelError that names what went on before (`after`) and the node.
+    """Nothing, if all is well; else a ModelError that names what went on before (`after`, say a pass) and the node.
 
-    Nodes have unique names and stand after what they read; every tensor has one name and one definition; outputs are
-    defined; constants have the type and shape they declare; ONNX's checker has no complaint, and its shape inference
-    contradicts no recorded shape.
+    Besides the structure, ONNX's shape inference must contradict no recorded shape.
     """
     try:
-        _check_names(graph.model.graph)
-        _check_constants(graph.model.graph)
-        _check_schema(graph.model)
+        verify_structure(graph.model)
         _check_shapes(graph.model)
     except ModelError as error:
         raise ModelError(f"after {after}: {error}") from error
+
+
+def verify_structure(model: ir.Model) -> None:
+    """Nothing, or a ModelError that names the node.
+
+    Nodes have unique names and stand after what they read; every tensor has one name and one definition; outputs are
+    defined; constants have the type and shape they declare; ONNX's checker has no complaint.
+    """
+    _check_names(model.graph)
+    _check_constants(model.graph)
+    _check_schema(model)
 
 
 def _check_names(graph: ir.Graph) -> None:
@@ -45,9 +52,9 @@ def _check_names(graph: ir.Graph) -> None:
         if not node.name or node.name in node_names:
             raise ModelError(f"{where}: a node name must be unique and not empty")
         node_names.add(node.name)
-        for value in (*node.inputs, *captured_values(node)):
-            if value is not None and value not in defined:
-                raise ModelError(f"{where}: input {value.name!r} is not defined before it")
+        for read in (*node.inputs, *captured_values(node)):
+            if read is not None and read not in defined:
+                raise ModelError(f"{where}: input {read.name!r} is not defined before it")
         for i, value in enumerate(node.outputs):
             if value.name:
                 define(value, f"{where} output {i}")
@@ -70,8 +77,8 @@ def _check_constants(graph: ir.Graph) -> None:
 
 def _check_schema(model: ir.Model) -> None:
     try:
-        onnx.checker.check_model(ir.to_proto(without_weights(model, forget=False)))
-    except onnx.checker.ValidationError as error:
+        onnx.checker.check_model(skeleton(model, forget=False))
+    except (onnx.checker.ValidationError, ir.serde.SerdeError) as error:
         raise ModelError(f"graph {model.graph.name!r}: {one_line(error)}") from error
 
 

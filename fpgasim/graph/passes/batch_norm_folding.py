@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from fpgasim.graph.passes.rewriting import add_constant, is_op, only_reader, rewrite, take_over
+from fpgasim.graph.passes.rewriting import add_constant, is_op, only_reader, rewrite, take_over, taken_names
 from fpgasim.graph.structure import Graph, constant_array
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
@@ -33,19 +33,20 @@ def fold_batch_norms(graph: Graph) -> tuple[Graph, bool]:
 
 def _rules(model: ir.Model) -> bool:
     graph = model.graph
+    taken = taken_names(graph)
     changed = False
     for node in graph:
         # What follows a fold is the next candidate: BatchNormalization, Mul, Add collapse one after the other.
         while (
             is_op(node, "Conv", "ConvTranspose", "Gemm", "BatchNormalization")
             and (reader := only_reader(node.outputs[0])) is not None
-            and _fold(graph, node, reader)
+            and _fold(graph, node, reader, taken)
         ):
             changed = True
     return changed
 
 
-def _fold(graph: ir.Graph, node: ir.Node, reader: ir.Node) -> bool:
+def _fold(graph: ir.Graph, node: ir.Node, reader: ir.Node, taken: set[str]) -> bool:
     parameters = _parameters(node)
     if parameters is None:
         return False
@@ -59,9 +60,9 @@ def _fold(graph: ir.Graph, node: ir.Node, reader: ir.Node) -> bool:
         new_bias = (bias * affine.scale + affine.shift).astype(weights.dtype)
     if not (np.isfinite(new_weights).all() and np.isfinite(new_bias).all()):
         return False
-    _set_input(graph, node, 1, new_weights)
+    _set_input(graph, node, 1, new_weights, taken)
     if len(node.inputs) > 2 or new_bias.any():
-        _set_input(graph, node, 2, new_bias)
+        _set_input(graph, node, 2, new_bias, taken)
     if node.op_type == "Gemm":
         node.attributes.add(ir.AttrFloat32("beta", 1.0))
     take_over(graph, node.outputs[0], reader)
@@ -156,7 +157,7 @@ def _along(scale: np.ndarray, weights: np.ndarray, axis: int, node: ir.Node) -> 
     return per_input.reshape(per_input.shape + (1,) * (weights.ndim - 2))
 
 
-def _set_input(graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray) -> None:
+def _set_input(graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray, taken: set[str]) -> None:
     old = node.inputs[index] if index < len(node.inputs) else None
     base = old.name if old is not None and old.name else f"{node.name}_bias"
     if index >= len(node.inputs):
@@ -164,4 +165,4 @@ def _set_input(graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray) ->
     if old is not None and base.endswith(_SUFFIX) and len(old.uses()) == 1:
         old.const_value = ir.tensor(array, name=base)
         return
-    node.replace_input_with(index, add_constant(graph, base.removesuffix(_SUFFIX) + _SUFFIX, array))
+    node.replace_input_with(index, add_constant(graph, base.removesuffix(_SUFFIX) + _SUFFIX, array, taken))

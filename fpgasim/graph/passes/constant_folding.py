@@ -26,7 +26,15 @@ _SIZE_LIMIT_BYTES = 64 << 20
 #: An operator that makes no more than this times the bytes it reads may fold at any size: a Cast of float16 weights.
 _GROWTH_LIMIT = 4
 #: Different numbers on every run.
-_RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Dropout"}
+_RANDOM = {
+    "Bernoulli",
+    "Dropout",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+}
 #: Their output's shape depends on values; it is at most as big as rank times the input.
 _BOUNDED_BY_INPUT = {"Compress", "NonZero", "Unique"}
 
@@ -122,8 +130,8 @@ def _size(value: ir.Value) -> int | None:
 
 
 def _bytes(values: Sequence[ir.Value | None]) -> int:
-    present = [value for value in values if value is not None]
-    return sum((_size(value) or 0) * (1 if value.dtype is None else math.ceil(value.dtype.itemsize)) for value in present)
+    typed = [(_size(value) or 0, value.dtype) for value in values if value is not None]
+    return sum(math.ceil(size * (1 if dtype is None else dtype.itemsize)) for size, dtype in typed)
 
 
 def _is_weight(value: ir.Value) -> bool:
@@ -145,7 +153,7 @@ def _evaluate(model: ir.Model, chosen: Sequence[ir.Node]) -> dict[str | None, np
 
 
 def _run(model: ir.Model, nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> dict[str | None, np.ndarray] | None:
-    """What `nodes` compute for `outputs`; None if ONNX Runtime has no CPU kernel, or they read too much for one model."""
+    """What `nodes` compute for `outputs`; None if ONNX Runtime has no kernel, or they read too much for one model."""
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
@@ -177,7 +185,7 @@ def _replace(graph: ir.Graph, node: ir.Node, arrays: dict[str | None, np.ndarray
         array = arrays[output.name]
         array.setflags(write=False)
         tensor = ir.tensor(array, name=output.name)
-        constant = ir.Value(name=output.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        constant = ir.val(output.name, const_value=tensor)
         output.replace_all_uses_with(constant)
         graph.register_initializer(constant)
     graph.remove(node, safe=True)

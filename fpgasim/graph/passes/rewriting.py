@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from fpgasim.graph.structure import Graph, captured_values, graph_values
+from fpgasim.graph.structure import Graph, graph_values
 
 
 def rewrite(graph: Graph, rules: Callable[[ir.Model], bool]) -> tuple[Graph, bool]:
@@ -43,15 +43,19 @@ def take_over(graph: ir.Graph, source: ir.Value, node: ir.Node) -> None:
     source.name = name
 
 
-def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """A new initializer called `name`, or `name_1`, … if that is taken."""
-    taken = {value.name for value in graph_values(graph)}
-    for node in graph:
-        taken.update(value.name for value in captured_values(node))
+def taken_names(graph: ir.Graph) -> set[str]:
+    """The tensor names in use, in subgraphs too."""
+    graphs = (graph, *graph.subgraphs())
+    return {value.name for part in graphs for value in graph_values(part) if value.name}
+
+
+def add_constant(graph: ir.Graph, name: str, array: np.ndarray, taken: set[str]) -> ir.Value:
+    """A new initializer called `name`, or `name_1`, … if that is among `taken`, which grows by it."""
     unique, n = name, 0
     while unique in taken:
         n += 1
         unique = f"{name}_{n}"
+    taken.add(unique)
     array = np.ascontiguousarray(array)
     array.setflags(write=False)
     value = ir.val(unique, const_value=ir.tensor(array, name=unique))

@@ -45,7 +45,7 @@ def infer(model: ir.Model) -> bool:
 
 def inferred_types(model: ir.Model) -> dict[str, onnx.TypeProto]:
     """What ONNX infers for the values of the main graph, from its inputs and constants alone."""
-    proto = ir.to_proto(without_weights(model, forget=True))
+    proto = skeleton(model, forget=True)
     try:
         inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
@@ -54,26 +54,37 @@ def inferred_types(model: ir.Model) -> dict[str, onnx.TypeProto]:
     return {info.name: info.type for info in infos if info.HasField("type")}
 
 
-def without_weights(model: ir.Model, *, forget: bool) -> ir.Model:
-    """A small copy for ONNX's C++ tools: big initializers are inputs; with `forget`, inferable shapes are unknown."""
-    copy = model.clone()
-    graph = copy.graph
-    for name, value in list(graph.initializers.items()):
-        if value.const_value is not None and value.const_value.nbytes > _VISIBLE_BYTES:
-            del graph.initializers[name]
-            value.const_value = None
-            graph.inputs.append(value)
-    if forget:
-        for node in graph:
-            for value in node.outputs:
-                if node.domain == "" or value.is_graph_output():
-                    value.shape = None
-                if node.domain == "" and not value.is_graph_output():
-                    value.type = None
-    return copy
+def skeleton(model: ir.Model, *, forget: bool) -> onnx.ModelProto:
+    """A small ModelProto for ONNX's C++ tools: big initializers are inputs; with `forget`, no inferable shapes."""
+    proto = onnx.ModelProto(ir_version=model.ir_version)
+    for domain, version in model.opset_imports.items():
+        proto.opset_import.add(domain=domain, version=version)
+    graph = proto.graph
+    graph.name = model.graph.name or "graph"
+    for value in model.graph.inputs:
+        ir.serde.serialize_value_into(graph.input.add(), value)
+    for value in model.graph.initializers.values():
+        if value.const_value is None or value.const_value.nbytes > _VISIBLE_BYTES:
+            ir.serde.serialize_value_into(graph.input.add(), value)
+        else:
+            ir.serde.serialize_tensor_into(graph.initializer.add(), value.const_value)
+            graph.initializer[-1].name = value.name or ""
+    for node in model.graph:
+        ir.serde.serialize_node_into(graph.node.add(), node)
+        for value in node.outputs:
+            if value.name and not value.is_graph_output() and not (forget and node.domain == ""):
+                ir.serde.serialize_value_into(graph.value_info.add(), value)
+    for value in model.graph.outputs:
+        ir.serde.serialize_value_into(graph.output.add(), value)
+        if forget and graph.output[-1].type.HasField("tensor_type"):
+            graph.output[-1].type.tensor_type.ClearField("shape")
+    return proto
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
+    """The text of the error at the root of `error`, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return " ".join(str(error).split())
 
 
