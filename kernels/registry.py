@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
+import sys
 
 from fpgasim.errors import UnknownNameError
 from fpgasim.kernels.contract import Backend
@@ -14,6 +16,16 @@ from fpgasim.kernels.reference import Reference
 def available() -> dict[str, Backend]:
     """The backends that run on this machine, by name, slowest first."""
     found: list[Backend] = [Reference()]
+    if importlib.util.find_spec("numba") and importlib.util.find_spec("fpgasim.kernels.numba_"):
+        from fpgasim.kernels.numba_ import Numba
+
+        found.append(Numba())
+    if importlib.util.find_spec("fpgasim.kernels._native"):
+        from fpgasim.kernels.native import variants
+
+        found += variants()
+    else:
+        print(f"native kernels are not built (no C compiler at install); using {found[-1].name}", file=sys.stderr)
     return {b.name: b for b in found}
 
 

@@ -3,7 +3,7 @@
 Everything is exact (integers and fractions), nothing is fast. `kernels/reference.py` says the same for arrays.
 
 For a block x_0 … x_{B−1}:
-1. E = floor(log2 max|x|), also for subnormals; a block of zeros has the lowest exponent.
+1. E = floor(log2 max|x|), also for subnormals; a block of zeros has E = −126.
    Any infinity or NaN makes the whole block NaN.
 2. S = E − emax of the element (0 for integer mantissas), clamped to the exponent's range from below;
    with 8 bits an S above the range makes the block NaN, with 5 bits it is clamped there too.

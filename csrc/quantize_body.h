@@ -1,0 +1,147 @@
+/* fs_quantize for one variant; the rules stand in `fpgasim/numerics/scalar.py`. */
+#include "common.h"
+
+/* 32 bits that depend on seed and index alone (SplitMix64). */
+FS_INLINE uint32_t random_bits(uint64_t seed, uint64_t index) {
+  uint64_t z = seed + (index + 1) * 0x9E3779B97F4A7C15u;
+  z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ z >> 27) * 0x94D049BB133111EBu;
+  return (uint32_t)((z ^ z >> 31) >> 32);
+}
+
+/* v >= 0 as an integer; above 2^20 every format saturates, so the clamp only keeps the sum inside 64 bits. */
+FS_INLINE double round_magnitude(double v, int32_t rounding, uint32_t draw) {
+  v = v < 1048576.0 ? v : 1048576.0;
+  double whole = (double)(int64_t)v, rest = v - whole;
+  if (rounding == FS_FLOOR) return whole;
+  if (rounding == FS_NEAREST) return whole + (rest >= 0.5 ? 1.0 : 0.0);
+  if (rounding == FS_EVEN) return whole + (rest > 0.5 || (rest == 0.5 && ((int64_t)v & 1)) ? 1.0 : 0.0);
+  return (double)(((uint64_t)(v * 4294967296.0) + draw) >> 32);
+}
+
+/* The code of any finite x: every scaling is by a power of two and exact in double. */
+static int32_t encode_any(const fs_format *f, float x, int32_t s, int32_t rounding, uint32_t draw) {
+  double v = fabs((double)x) * fs_power(-s);
+  int negative = fs_bits(x) >> 31 != 0, m = f->mantissa_bits;
+  if (f->element_exponent_bits == 0) {
+    double q = round_magnitude(v * fs_power(m - 1), rounding, draw);
+    int32_t code = q < f->max_code ? (int32_t)q : f->max_code;
+    return negative ? -code : code;
+  }
+  int64_t p = (int64_t)(fs_bits64(v) >> 52) - 1023;
+  if (p < f->element_emin) p = f->element_emin;
+  int32_t digits = (int32_t)round_magnitude(v * fs_power(m - p), rounding, draw);
+  /* 1 << m digits are the first of the next binade, so a carry needs no care: the codes are consecutive. */
+  int32_t code = ((int32_t)(p - f->element_emin) << m) + digits;
+  if (code > f->max_code) code = f->max_code;
+  return code | negative << (m + f->element_exponent_bits);
+}
+
+/* Even rounding of integer mantissas: adding 1.5 * 2^23 rounds to an integer in the low bits. */
+#define ENCODE_INTEGERS(type)                                        \
+  do {                                                               \
+    const float scale = (float)fs_power(f->mantissa_bits - 1 - s);   \
+    const float high = (float)f->max_code, low = -high;              \
+    for (int64_t i = 0; i < n; i++) {                                \
+      float v = x[i] * scale;                                        \
+      v = v > high ? high : v;                                       \
+      v = v < low ? low : v;                                         \
+      codes[i] = (type)(fs_bits(v + 12582912.0f) - 0x4B400000u);     \
+    }                                                                \
+  } while (0)
+
+FS_INLINE void encode_int8(const fs_format *f, const float *x, int64_t n, int32_t s, int8_t *codes) {
+  ENCODE_INTEGERS(int8_t);
+}
+
+FS_INLINE void encode_int16(const fs_format *f, const float *x, int64_t n, int32_t s, int16_t *codes) {
+  ENCODE_INTEGERS(int16_t);
+}
+
+/* Even rounding of float elements: in the bits for normal ones, by an addition for subnormal ones. */
+FS_INLINE void encode_floats(const fs_format *f, const float *x, int64_t n, int32_t s, uint8_t *codes) {
+  const float scale = (float)fs_power(-s), smallest = (float)fs_power(f->element_emin);
+  const int32_t m = f->mantissa_bits, drop = 23 - m, sign = m + f->element_exponent_bits, largest = f->max_code;
+  const float magic = (float)fs_power(f->element_emin + drop);
+  const int32_t magic_bits = (int32_t)fs_bits(magic), half = (1 << (drop - 1)) - 1;
+  const int32_t offset = (126 + f->element_emin) << m;
+  for (int64_t i = 0; i < n; i++) {
+    int32_t u = (int32_t)fs_bits(x[i] * scale), v = u & 0x7fffffff;
+    float magnitude = fs_float((uint32_t)v);
+    int32_t normal = ((v + half + (v >> drop & 1)) >> drop) - offset;
+    int32_t subnormal = (int32_t)fs_bits(magnitude + magic) - magic_bits;
+    int32_t code = magnitude < smallest ? subnormal : normal;
+    code = code > largest ? largest : code;
+    codes[i] = (uint8_t)(code | (int32_t)((uint32_t)u >> 31) << sign);
+  }
+}
+
+/* The largest magnitude of n numbers as bits: floats order like their bits, infinities and NaNs come last. */
+FS_INLINE int32_t largest_bits(const float *x, int64_t n) {
+  int32_t largest = 0;
+  for (int64_t i = 0; i < n; i++) {
+    int32_t u = (int32_t)(fs_bits(x[i]) & 0x7fffffffu);
+    largest = u > largest ? u : largest;
+  }
+  return largest;
+}
+
+FS_INLINE int32_t shared_exponent(const fs_format *f, int32_t largest) {
+  if (largest >= 0x7f800000) return FS_NAN_EXPONENT;
+  int32_t e = -126;
+  if (largest >= 0x00800000) e = (largest >> 23) - 127;
+  else if (largest > 0) e = -118 - __builtin_clz((unsigned)largest); /* floor(log2) of a subnormal */
+  int32_t s = e - f->element_emax;
+  if (s < f->exponent_low) return f->exponent_low;
+  return s > f->exponent_high ? f->exponent_above : s;
+}
+
+/* One block of n numbers, the first of which has position `index` in the tensor. Inlined for n = 16 and 32. */
+FS_INLINE int16_t encode_block(const fs_format *f, const float *x, int64_t n, int32_t rounding, uint64_t seed,
+                               uint64_t index, void *codes) {
+  int32_t s = shared_exponent(f, largest_bits(x, n));
+  if (s == FS_NAN_EXPONENT) {
+    memset(codes, 0, (size_t)(n * f->code_bytes));
+    return FS_NAN_EXPONENT;
+  }
+  int is_float = f->element_exponent_bits > 0;
+  /* The product with a float scale is exact, or so small that it rounds to zero: if the scale is a normal float. */
+  int32_t scale = (is_float ? 0 : f->mantissa_bits - 1) - s;
+  if (rounding == FS_EVEN && scale >= -126 && scale <= 127) {
+    if (is_float) encode_floats(f, x, n, s, codes);
+    else if (f->code_bytes == 1) encode_int8(f, x, n, s, codes);
+    else encode_int16(f, x, n, s, codes);
+    return (int16_t)s;
+  }
+  for (int64_t i = 0; i < n; i++) {
+    uint32_t draw = rounding == FS_STOCHASTIC ? random_bits(seed, index + (uint64_t)i) : 0;
+    int32_t code = encode_any(f, x[i], s, rounding, draw);
+    if (f->code_bytes == 1) ((int8_t *)codes)[i] = (int8_t)code;
+    else ((int16_t *)codes)[i] = (int16_t)code;
+  }
+  return (int16_t)s;
+}
+
+static __attribute__((noinline)) void quantize_rows(const fs_format *f, const float *x, int64_t rows, int64_t n,
+                                                    int32_t rounding, uint64_t seed, char *codes, int16_t *exponents) {
+  const int64_t block = f->block, blocks = (n + block - 1) / block, bytes = f->code_bytes;
+  for (int64_t row = 0; row < rows; row++) {
+    for (int64_t b = 0; b < blocks; b++, codes += block * bytes) {
+      const int64_t left = n - b * block, count = left < block ? left : block, first = row * n + b * block;
+      const float *at = x + first;
+      int16_t e;
+      if (count == 16) e = encode_block(f, at, 16, rounding, seed, (uint64_t)first, codes);
+      else if (count == 32) e = encode_block(f, at, 32, rounding, seed, (uint64_t)first, codes);
+      else e = encode_block(f, at, count, rounding, seed, (uint64_t)first, codes);
+      *exponents++ = e;
+      memset(codes + count * bytes, 0, (size_t)((block - count) * bytes));
+    }
+  }
+}
+
+void FS_FN(fs_quantize)(const fs_format *f, const float *x, int64_t rows, int64_t n, int32_t rounding, uint64_t seed,
+                        void *codes, int16_t *exponents) {
+  fs_fp_state state = fs_fp_enter();
+  quantize_rows(f, x, rows, n, rounding, seed, codes, exponents);
+  fs_fp_leave(state);
+}

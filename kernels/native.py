@@ -1,0 +1,219 @@
+"""The C kernels of `csrc/` as backends, one for each variant that this CPU can run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from fpgasim.kernels._native import ffi, lib
+from fpgasim.kernels.contract import (
+    POINTWISE,
+    Accumulator,
+    Array,
+    Float32Array,
+    Int16Array,
+    Operand,
+    Order,
+    Pointwise,
+    Window,
+)
+from fpgasim.kernels.parallel import split
+from fpgasim.numerics import NAN_EXPONENT, ROUNDINGS, BlockFormat, Rounding
+from fpgasim.numerics.scalar import encode_element
+from fpgasim.numerics.tensors import code_dtype
+
+_ROUNDING = dict(zip(ROUNDINGS, (lib.FS_EVEN, lib.FS_NEAREST, lib.FS_FLOOR, lib.FS_STOCHASTIC), strict=True))
+_POINTWISE = dict(zip(POINTWISE, (lib.FS_FP16, lib.FS_BF16, lib.FS_FP32), strict=True))
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Packed weights: the C struct and the arrays it points into."""
+
+    filters: Any
+    panels: int
+    arrays: tuple[Array, ...]
+
+
+class Native:
+    """The C kernels, in one of the variants that `csrc/variants.inc` lists.
+
+    Packed weights are kept as long as their Operand lives, so its arrays must not change after the first use.
+    """
+
+    def __init__(self, variant: Any) -> None:
+        self.name = f"native-{ffi.string(variant.name).decode()}"
+        self._variant = variant
+        self._packed: WeakKeyDictionary[Operand, dict[Any, _Packed]] = WeakKeyDictionary()
+
+    def quantize(self, x: Float32Array, fmt: BlockFormat, rounding: Rounding, seed: int, /) -> tuple[Array, Int16Array]:
+        rows, n = x.shape
+        if fmt.is_fp32:
+            return x.copy(), np.zeros((rows, n), np.int16)
+        blocks = -(-n // fmt.block)
+        codes = np.empty((rows, blocks * fmt.block), code_dtype(fmt))
+        exponents = np.empty((rows, blocks), np.int16)
+        low, high = fmt.exponent_range
+        form = {
+            "block": fmt.block,
+            "code_bytes": codes.itemsize,
+            "mantissa_bits": fmt.mantissa_bits,
+            "element_exponent_bits": fmt.element_exponent_bits,
+            "element_emin": fmt.element_emin if fmt.is_float else 0,
+            "element_emax": fmt.element_emax,
+            "max_code": encode_element(fmt.element_max, 0, fmt, "floor") if fmt.is_float else fmt.max_code,
+            "exponent_low": low,
+            "exponent_high": high,
+            "exponent_above": NAN_EXPONENT if fmt.exponent_bits == 8 else high,
+        }
+        self._variant.quantize(
+            ffi.new("fs_format *", form), _pointer("float", x), rows, n, _ROUNDING[rounding], seed & (1 << 64) - 1,
+            ffi.from_buffer(codes), _pointer("int16_t", exponents),
+        )  # fmt: skip
+        return codes, exponents
+
+    def conv2d(
+        self, x: Operand, w: Operand, window: Window, groups: int, accumulator: Accumulator, order: Order, threads: int, /
+    ) -> Float32Array:
+        n, height, width, _ = x.mantissas.shape
+        oh, ow = window.output_size(height, width)
+        conv = _conv(x, w, height, width, window, groups, accumulator, order)
+        return self._convolve(conv, x, w, n * height * width, n * oh * ow, threads).reshape(n, oh, ow, -1)
+
+    def matmul(self, a: Operand, b: Operand, accumulator: Accumulator, threads: int, /) -> Float32Array:
+        rows = len(a.mantissas)
+        conv = _conv(a, b, rows, 1, Window((1, 1)), 1, accumulator, "khwc")
+        return self._convolve(conv, a, b, rows, rows, threads)
+
+    def _convolve(self, conv: Any, x: Operand, w: Operand, pixels: int, out_pixels: int, threads: int) -> Float32Array:
+        packed = self._pack(conv, w)
+        mantissas = np.empty((pixels + 1, conv.blocks, conv.padded), np.float32 if conv.is_float else np.int16)
+        _fill(mantissas[:-1], x)
+        mantissas[-1] = 0
+        activations = ffi.new("fs_pixels *", {"mantissas": ffi.from_buffer(mantissas), "pixels": pixels})
+        if conv.has_exponents:
+            scales = np.empty((pixels + 1, conv.blocks), np.float32)
+            low, high = np.empty(pixels, np.int16), np.empty(pixels, np.int16)
+            activations.scales = _pointer("float", scales)
+            activations.low, activations.high = _pointer("int16_t", low), _pointer("int16_t", high)
+            self._variant.prepare(conv, _pointer("int16_t", _exponents(x)), x.fraction_bits, activations)
+        result = np.empty((out_pixels, conv.outputs), np.float32)
+        taps = conv.window.kernel_height * conv.window.kernel_width
+
+        def run(first_pixel: int, last_pixel: int, first_panel: int, last_panel: int) -> None:
+            offsets = np.empty(taps * lib.FS_MAX_TILE, np.int64)
+            self._variant.conv2d(
+                conv, activations, packed.filters, first_pixel, last_pixel, first_panel, last_panel,
+                _pointer("int64_t", offsets), _pointer("float", result),
+            )  # fmt: skip
+
+        if out_pixels >= packed.panels:
+            split(out_pixels, threads, lambda first, last: run(first, last, 0, packed.panels))
+        else:
+            split(packed.panels, threads, lambda first, last: run(0, out_pixels, first, last))
+        return result
+
+    def _pack(self, conv: Any, w: Operand) -> _Packed:
+        key = (conv.groups, conv.channels, conv.is_float, conv.has_exponents, conv.chwk)
+        known = self._packed.setdefault(w, {})
+        if key not in known:
+            known[key] = self._pack_anew(conv, w)
+        return known[key]
+
+    def _pack_anew(self, conv: Any, w: Operand) -> _Packed:
+        size = self._variant.panel_outputs()
+        panels = conv.groups * -(-(conv.outputs // conv.groups) // size)
+        taps = conv.window.kernel_height * conv.window.kernel_width
+        source = np.empty((conv.outputs, taps, conv.blocks, conv.padded), np.float32 if conv.is_float else np.int16)
+        _fill(source, w)
+        mantissas = np.empty((panels, taps * conv.group_blocks, conv.padded, size), source.dtype)
+        scales = np.empty((panels, taps * conv.group_blocks, size), np.float32)
+        low, high, finite = np.empty(panels, np.int16), np.empty(panels, np.int16), np.empty(panels, np.uint8)
+        filters = ffi.new("fs_filters *")
+        filters.mantissas, filters.scales = ffi.from_buffer(mantissas), _pointer("float", scales)
+        filters.low, filters.high = _pointer("int16_t", low), _pointer("int16_t", high)
+        filters.finite = _pointer("uint8_t", finite)
+        self._variant.pack(conv, ffi.from_buffer(source), _pointer("int16_t", _exponents(w)), w.fraction_bits, filters)
+        return _Packed(filters, panels, (mantissas, scales, low, high, finite))
+
+    def depthwise(
+        self, x: Float32Array, w: Float32Array, window: Window, pointwise: Pointwise, threads: int, /
+    ) -> Float32Array:
+        n, height, width, channels = x.shape
+        oh, ow = window.output_size(height, width)
+        result = np.empty((n, oh, ow, w.shape[2]), np.float32)
+        place = ffi.new("fs_window *", _window(window, height, width))
+        source, taps, to = _pointer("float", x), _pointer("float", w), _pointer("float", result)
+
+        def run(first: int, last: int) -> None:
+            self._variant.depthwise(
+                place, source, taps, channels, w.shape[2] // channels, _POINTWISE[pointwise], first, last, to
+            )
+
+        split(n * oh * ow, threads, run)
+        return result
+
+
+def variants() -> list[Native]:
+    """The variants this CPU can run, slowest first."""
+    table = [lib.fs_variants[i] for i in range(lib.fs_num_variants)]
+    return [Native(v) for v in table if v.runs_here()]
+
+
+def _pointer(kind: str, array: Array) -> Any:
+    return ffi.from_buffer(f"{kind}[]", array)
+
+
+def _exponents(operand: Operand) -> Int16Array:
+    if operand.exponents is not None:
+        return operand.exponents
+    return np.zeros((*operand.mantissas.shape[:-1], operand.blocks), np.int16)
+
+
+def _window(window: Window, height: int, width: int) -> dict[str, int]:
+    oh, ow = window.output_size(height, width)
+    return {
+        "height": height,
+        "width": width,
+        "out_height": oh,
+        "out_width": ow,
+        "kernel_height": window.kernel[0],
+        "kernel_width": window.kernel[1],
+        "stride_height": window.stride[0],
+        "stride_width": window.stride[1],
+        "pad_top": window.pads[0],
+        "pad_left": window.pads[1],
+        "dilation_height": window.dilation[0],
+        "dilation_width": window.dilation[1],
+    }
+
+
+def _conv(
+    x: Operand, w: Operand, height: int, width: int, window: Window, groups: int, accumulator: Accumulator, order: Order
+) -> Any:
+    is_float = np.float32 in (x.mantissas.dtype, w.mantissas.dtype)
+    per_group = x.channels // groups
+    spans = [-(-(g + 1) * per_group // x.block) - g * per_group // x.block for g in range(groups)]
+    return ffi.new("fs_conv *", {
+        "window": _window(window, height, width),
+        "outputs": len(w.mantissas),
+        "groups": groups,
+        "channels": x.channels,
+        "block": x.block,
+        "blocks": x.blocks,
+        "padded": x.block if is_float else x.block + x.block % 2,
+        "group_blocks": max(spans),
+        "is_float": is_float,
+        "has_exponents": x.exponents is not None or accumulator == "exact",
+        "exact": accumulator == "exact",
+        "chwk": order == "chwk",
+    })  # fmt: skip
+
+
+def _fill(target: Array, operand: Operand) -> None:
+    """Writes the mantissas into `target` (…, blocks, padded)."""
+    target[..., : operand.block] = operand.mantissas.reshape(*target.shape[:-1], operand.block)
+    target[..., operand.block :] = 0
