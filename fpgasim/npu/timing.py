@@ -271,7 +271,7 @@ def _is_addressing(layer: Layer, device: Device) -> bool:
     if layer.head == "concat":
         assert sum(layer.input_channels) == layer.out_shape[3], "a concat names the channels of its inputs"
         return all(offset % device.native_dim == 0 for offset in accumulate(layer.input_channels[:-1]))
-    return layer.in_shape == layer.out_shape or layer.in_shape[1:3] == (1, 1)
+    return layer.in_shape == layer.out_shape
 
 
 def _weight_bytes(layer: Layer, tiles: int, device: Device, numbers: Numbers) -> int:

@@ -204,7 +204,12 @@ def test_a_chain_is_free_as_far_as_the_multifunction_units_reach(kinds, extra_pa
 
 @pytest.mark.parametrize(
     ("head", "kinds", "passes"),
-    [("max_pool", ("add", "relu"), 4), ("max_pool", ("add", "max"), 5), ("average_pool", ("relu", "mul", "add"), 4)],
+    [
+        ("max_pool", ("add", "relu"), 4),
+        ("max_pool", ("add", "max"), 5),
+        ("average_pool", ("relu", "mul", "add"), 4),
+        ("average_pool", ("mul", "relu", "mul"), 5),
+    ],
 )
 def test_the_last_pass_of_a_pool_carries_the_stages(head, kinds, passes):
     timing = layer_timing(layer(head, (1, 8, 8, 8), (1, 4, 4, 8), (2, 2), stages=stages(*kinds)), TOY, BW)
@@ -274,7 +279,7 @@ def test_a_segment_overlaps_each_load_with_the_layer_before():
     assert timing.seconds == timing.cycles / 1e6
     assert timing.native_tiles == 1 + 1 + 100
     assert not timing.fits_on_chip
-    assert segment_timing(parts[:2], TOY, BW).fits_on_chip
+    assert segment_timing([matmul(32, 32)], TOY, BW).fits_on_chip  # 16 tiles, all there are
 
 
 def test_an_empty_segment_takes_no_time():
@@ -300,6 +305,14 @@ def test_a_fill_hides_behind_the_layer_before_where_the_hazard_rule_and_the_data
     assert segment_timing([first, second], by_data, BW).cycles == base - FILL
     for dependent in (after, joined):
         assert segment_timing([first, dependent], by_data, BW).cycles == base
+
+
+def test_a_fill_hides_only_as_far_as_the_layer_before_lasts():
+    device = dataclasses.replace(TOY, hazard="data", dram_bytes_per_s=1e12)
+    short = layer("pointwise", (1, 1, 1, 8), (1, 1, 1, 8), stages=stages("relu"))
+    other = dataclasses.replace(matmul(8, 8), inputs=("z",))
+    assert 2 + POINTWISE_FILL < FILL
+    assert segment_timing([short, other], device, BW).cycles == 2 + FILL
 
 
 def test_a_transfer_is_a_latency_and_a_rate():
