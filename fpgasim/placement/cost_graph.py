@@ -161,8 +161,9 @@ def _rows(row: type[Row], data: object, key: str) -> Iterable[Row]:
                 raise InputError(f"cost graph: {key}[{i}]: consumers={consumers!r} must be a list of node names")
             values["consumers"] = tuple(consumers)
         for field in ("name", "producer", "first", "second"):
-            if field in values and not isinstance(values[field], str) and not (field == "producer" and values[field] is None):
-                raise InputError(f"cost graph: {key}[{i}]: {field}={values[field]!r} must be a name")
+            name = values.get(field, "")
+            if not (isinstance(name, str) or (field == "producer" and name is None)):
+                raise InputError(f"cost graph: {key}[{i}]: {field}={name!r} must be a name")
         if not isinstance(values.get("output", False), bool):
             raise InputError(f"cost graph: {key}[{i}]: output={values['output']!r} must be true or false")
         yield row(**values)
@@ -235,8 +236,9 @@ def cut_objective(cost_graph: CostGraph, placement: Placement) -> float:
 
 
 def phases(cost_graph: CostGraph, placement: Placement) -> dict[str, int]:
-    """Node name -> phase, with the fewest phases there can be: even on the CPU, odd on the FPGA, never falling along an edge.
+    """Node name -> phase, with the fewest phases there can be.
 
+    A phase is even on the CPU, odd on the FPGA, and never falls along an edge.
     phase(v) = max over its producers u of phase(u) + (their sides differ). A CPU node without producers gets phase 0
     or, where that needs fewer phases, 2 (then nothing is in phase 0: the FPGA begins). Where both need equally many
     the cheaper by launches and CPU calls is taken, then phase 0.

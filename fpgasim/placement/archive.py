@@ -1,0 +1,112 @@
+"""One file for one plan: a zip of `plan.json` and `model.onnx`, stored without compression."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import tempfile
+import zipfile
+from typing import Any
+
+from fpgasim.errors import FpgasimError, ModelError
+from fpgasim.graph import Graph, load as load_graph
+from fpgasim.npu import Device, Numbers
+from fpgasim.numerics import BlockFormat
+from fpgasim.placement.cost_graph import CostGraph
+from fpgasim.placement.plan import Decision, Plan
+
+#: Raised by one whenever a plan of before can no longer be read.
+VERSION = 1
+_PLAN, _MODEL = "plan.json", "model.onnx"
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the same plan makes the same bytes
+
+
+def save(plan: Plan, path: str | os.PathLike[str]) -> None:
+    """Writes `plan` to `path`: see `Plan.save`."""
+    target = os.path.abspath(os.fspath(path))
+    facts = json.dumps(_facts(plan), indent=1)
+    model = plan.source_graph.to_proto().SerializeToString(deterministic=True)
+    partial = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=os.path.dirname(target), prefix=".plan-", delete=False) as file:
+            partial = file.name
+            with zipfile.ZipFile(file, "w") as archive:
+                archive.writestr(zipfile.ZipInfo(_PLAN, _EPOCH), facts)
+                archive.writestr(zipfile.ZipInfo(_MODEL, _EPOCH), model)
+        os.replace(partial, target)
+    except OSError as error:
+        if partial is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
+        raise ModelError(f"plan file {target!r} cannot be written: {error.strerror or error}") from error
+
+
+def _facts(plan: Plan) -> dict[str, Any]:
+    device = dataclasses.asdict(plan.device)
+    return {
+        "version": VERSION,
+        "fingerprint": plan.source_graph.fingerprint(),
+        "bound_fingerprint": plan.graph.fingerprint(),
+        "optimized": plan.source_graph.optimized,
+        "input_shapes": {tensor.name: tensor.shape for tensor in plan.graph.inputs},
+        "device": {**device, "assumed": sorted(plan.device.assumed)},
+        "numbers": dataclasses.asdict(plan.numbers),
+        "objective_name": plan.objective_name,
+        "algorithm": plan.algorithm,
+        "note": plan.note,
+        "lower_bound_s": plan.lower_bound_s,
+        "decisions": [dataclasses.asdict(decision) for decision in plan.decisions],
+        "cost_graph": json.loads(plan.cost_graph.to_json()),
+    }
+
+
+def load(path: str | os.PathLike[str]) -> Plan:
+    """The plan in `path`: see `Plan.load`."""
+    where = f"plan file {os.fspath(path)!r}"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+            if [entry.filename for entry in entries] != [_PLAN, _MODEL] or not stored:
+                raise ModelError(f"{where} is no plan; Plan.save writes one")
+            facts = json.loads(archive.read(_PLAN))
+            model = archive.read(_MODEL)
+    except OSError as error:
+        raise ModelError(f"{where} cannot be read: {error.strerror or error}") from error
+    except (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise ModelError(f"{where} is damaged: {error}") from error
+    version = facts.get("version") if isinstance(facts, dict) else None
+    if version != VERSION:
+        raise ModelError(f"{where} is of version {version!r}; this fpgasim reads version {VERSION}")
+    try:
+        return _plan(facts, model, where)
+    except (FpgasimError, KeyError, TypeError, ValueError, AttributeError) as error:
+        message = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ModelError(f"{where} is damaged: {message}") from error
+
+
+def _plan(facts: dict[str, Any], model: bytes, where: str) -> Plan:
+    import onnx
+
+    proto = onnx.ModelProto()
+    proto.ParseFromString(model)
+    source = Graph(load_graph(proto, optimize=False).model, optimized=facts["optimized"])
+    graph = source.with_input_shapes({name: tuple(shape) for name, shape in facts["input_shapes"].items()})
+    for found, key in ((source, "fingerprint"), (graph, "bound_fingerprint")):
+        if found.fingerprint() != facts[key]:
+            raise ModelError(f"the model is not the one the plan was made for ({key} {found.fingerprint()[:12]}…)")
+    numbers = facts["numbers"]
+    return Plan(
+        graph,
+        source,
+        Device(**{**facts["device"], "assumed": frozenset(facts["device"]["assumed"])}),
+        Numbers(**{**numbers, "format": BlockFormat(**numbers["format"])}),
+        facts["objective_name"],
+        facts["algorithm"],
+        tuple(Decision(**decision) for decision in facts["decisions"]),
+        CostGraph.from_json(facts["cost_graph"]),
+        facts["lower_bound_s"],
+        facts["note"],
+    )
