@@ -39,7 +39,8 @@ class Layer:
     """One layer of a segment.
 
     `inputs` are ONNX tensors the head reads; `head_output` is the tensor the head makes and `output` the last one,
-    after the stages. `nodes` are the ONNX nodes it computes. `weight` names a constant of the Program.
+    after the stages. A node of several steps (a bias; a batch norm's mul and add) gives all of them its output's
+    name, which means the last. `nodes` are the ONNX nodes it computes. `weight` names a constant of the Program.
     `in_shape` and `out_shape` are NHWC; a concat also says how many channels each of its inputs has.
     """
 
@@ -76,5 +77,6 @@ class Layer:
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """Every ONNX tensor the layer makes, in order."""
-        return (self.head_output, *(stage.output for stage in self.stages))
+        """Every ONNX tensor the layer makes, in order. A pointwise head makes none: its output is its input."""
+        made = dict.fromkeys((self.head_output, *(stage.output for stage in self.stages)))
+        return tuple(name for name in made if self.head != "pointwise" or name != self.head_output)

@@ -10,6 +10,9 @@ from fpgasim.npu.device import Device
 from fpgasim.npu.layers import Layer, Shape
 from fpgasim.npu.numbers import Numbers
 
+#: A constant as the engine keeps it.
+Packed = Operand | Float32Array
+
 
 @dataclass(frozen=True, eq=False)
 class Program:
@@ -23,7 +26,7 @@ class Program:
     device: Device
     numbers: Numbers
     layers: tuple[Layer, ...]
-    constants: Mapping[str, Operand | Float32Array]
+    constants: Mapping[str, Packed]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     shapes: Mapping[str, tuple[int, ...]]

@@ -1,0 +1,191 @@
+"""`Session`: a plan made ready to run, on the emulated FPGA and on ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fpgasim.compiler import lower
+from fpgasim.errors import InputError
+from fpgasim.graph import Tensor
+from fpgasim.kernels import Backend, backend
+from fpgasim.npu.program import Packed, Program
+from fpgasim.ops import num_threads
+from fpgasim.placement import Plan, Segment
+from fpgasim.runtime.cpu import CpuRunner
+from fpgasim.runtime.feeds import check_feeds
+from fpgasim.runtime.fpga import run_program
+from fpgasim.runtime.timing import Timing, plan_timing
+
+Array = npt.NDArray[Any]
+
+#: Input shapes other than the plan's that a session keeps ready; the one unused longest goes first.
+SHAPES_KEPT = 8
+
+
+def compile(plan: Plan, kernels: str | Backend | None = None) -> Session:
+    """The Session of `plan`: weights packed for the engine, CPU pieces loaded into ONNX Runtime.
+
+    `kernels` names a backend or is one; the default is `fpgasim.kernels.backend()`. All give the same bits.
+    $FPGASIM_NUM_THREADS is read here, for both sides. Raises InputError for what is not a Plan, UnknownNameError for
+    an unknown backend, ModelError for a CPU piece that ONNX Runtime does not take.
+    """
+    if not isinstance(plan, Plan):
+        raise InputError(f"compile takes a Plan, as fpgasim.partition returns it; got {type(plan).__name__}")
+    return Session(plan, backend(kernels) if kernels is None or isinstance(kernels, str) else kernels)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a session has done: `runs`, and how many fp16 values saturated by layer, or by tensor fed to the FPGA."""
+
+    runs: int
+    saturations: Mapping[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """A segment made ready. `made` are all tensors it can give; `done` those that no later step reads."""
+
+    segment: Segment
+    runner: Program | CpuRunner
+    made: frozenset[str]
+    done: tuple[str, ...]
+
+
+class Session:
+    """A plan that runs. It may be used by several threads at once: each run has a state of its own.
+
+    One engine computes one batch at a time; runs of this emulation may overlap, since no bit depends on it, and
+    `timing` is that of a run alone.
+    """
+
+    def __init__(self, plan: Plan, kernels: Backend) -> None:
+        self.plan = plan
+        self.kernels = kernels
+        self._threads = num_threads()
+        self._lock = threading.Lock()
+        self._steps = _steps(plan, kernels, self._threads, {})
+        self._other_shapes: dict[tuple[tuple[int, ...], ...], tuple[Plan, tuple[_Step, ...]]] = {}
+        self._runs = 0
+        self._saturations: Counter[str] = Counter()
+
+    def __repr__(self) -> str:
+        numbers = self.plan.numbers
+        return f"Session({self.plan.graph.name!r}, {self.plan.device.name}, {numbers.format.name}, {self.kernels.name})"
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What `run` is fed; a dimension with a name takes any size."""
+        return self.plan.source_graph.inputs
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """What `run` returns by default."""
+        return self.plan.source_graph.outputs
+
+    def run(self, feeds: Mapping[str, npt.ArrayLike], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """The tensors `outputs` by name, in that order; by default the graph's outputs, but any tensor of it will do.
+
+        `feeds` maps every input to an array of its dtype and shape; floating-point numbers of another precision are
+        converted. Other sizes than the plan's in the symbolic dimensions are planned once and kept, each node on its
+        side. What the FPGA computed is float32 and of the pointwise type. Raises InputError naming the input or the
+        output that does not fit, PlacementError where a node cannot stay on the FPGA at these sizes.
+        """
+        arrays = check_feeds(self.inputs, feeds)
+        plan, steps = self._for_shapes(arrays)
+        names = [tensor.name for tensor in plan.graph.outputs] if outputs is None else _checked_names(plan, outputs)
+        saturations: Counter[str] = Counter()
+        values: dict[str, Array] = dict(arrays)
+        for step in steps:
+            wanted = [n for n in step.made if n in step.segment.outputs or n in names]
+            if isinstance(step.runner, Program):
+                made = run_program(step.runner, values, wanted, self.kernels, self._threads, saturations)
+                values.update(made)
+            else:
+                values.update(step.runner.run(values, wanted))
+            for name in step.done:
+                if name not in names:
+                    del values[name]
+        with self._lock:
+            self._runs += 1
+            self._saturations.update(saturations)
+        return {name: _result(plan, name, values, arrays) for name in names}
+
+    def timing(self) -> Timing:
+        """What one run takes, in cycles and seconds, for the plan's own shapes; nothing is computed."""
+        return plan_timing(self.plan)
+
+    def report(self) -> Report:
+        """What all runs so far have done."""
+        with self._lock:
+            return Report(self._runs, MappingProxyType(dict(sorted(self._saturations.items()))))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the session as its plan, which holds the weights; ModelError if the file cannot be written."""
+        self.plan.save(path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], kernels: str | Backend | None = None) -> Session:
+        """The session that `save` wrote; it gives the same bits. ModelError for a file that is no plan."""
+        return compile(Plan.load(path), kernels)
+
+    def _for_shapes(self, arrays: Mapping[str, Array]) -> tuple[Plan, tuple[_Step, ...]]:
+        """The plan for the shapes of `arrays` and its steps, made if this is the first time."""
+        shapes = {tensor.name: arrays[tensor.name].shape for tensor in self.inputs}
+        if all(tensor.shape == shapes[tensor.name] for tensor in self.plan.graph.inputs):
+            return self.plan, self._steps
+        key = tuple(shapes.values())
+        with self._lock:
+            found = self._other_shapes.pop(key, None)
+            if found is None:
+                plan = self.plan.replan(shapes)
+                found = plan, _steps(plan, self.kernels, self._threads, _packed(self._steps))
+            self._other_shapes[key] = found
+            if len(self._other_shapes) > SHAPES_KEPT:
+                del self._other_shapes[next(iter(self._other_shapes))]
+            return found
+
+
+def _steps(plan: Plan, kernels: Backend, threads: int, packed: Mapping[str, Packed]) -> tuple[_Step, ...]:
+    last_reader = {name: i for i, segment in enumerate(plan.segments) for name in segment.inputs}
+    steps = []
+    for i, segment in enumerate(plan.segments):
+        made = {name for node in segment.nodes for name in plan.graph.node(node).outputs if name}
+        runner: Program | CpuRunner
+        if segment.kind == "fpga":
+            runner = lower(plan.graph, segment.nodes, plan.device, plan.numbers, kernels, packed)
+        else:
+            runner = CpuRunner(plan.graph, segment, threads)
+        done = tuple(name for name in segment.inputs if last_reader[name] == i)
+        steps.append(_Step(segment, runner, frozenset(made), done))
+    return tuple(steps)
+
+
+def _packed(steps: Sequence[_Step]) -> dict[str, Packed]:
+    programs: Iterator[Program] = (step.runner for step in steps if isinstance(step.runner, Program))
+    return {name: constant for program in programs for name, constant in program.constants.items()}
+
+
+def _checked_names(plan: Plan, outputs: Sequence[str]) -> list[str]:
+    if isinstance(outputs, str) or not all(isinstance(name, str) for name in outputs):
+        raise InputError(f"outputs={outputs!r} must be a list of tensor names")
+    for name in outputs:
+        plan.graph.tensor(name)  # an InputError names the tensors that are close
+    return list(dict.fromkeys(outputs))
+
+
+def _result(plan: Plan, name: str, values: Mapping[str, Array], fed: Mapping[str, Array]) -> Array:
+    if name in values:
+        return values[name].copy() if name in fed else values[name]
+    constant = plan.graph.constant(name)
+    assert constant is not None, f"no step makes tensor {name!r}"
+    return np.array(constant)
