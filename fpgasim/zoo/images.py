@@ -91,36 +91,34 @@ def _decode(image: Picture) -> "Image":
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             raise ImageError(f"{name}; an array must be uint8 of shape (height, width, 3)")
         return PIL.Image.fromarray(image)
-    if isinstance(image, PIL.Image.Image):
-        return _to_rgb(image, name)
-    if isinstance(image, str | os.PathLike):
-        try:
-            image = Path(image).read_bytes()
-        except OSError as error:
-            raise ImageError(f"image {name}: {error.strerror}; give a picture such as a JPEG or PNG") from error
-    if not isinstance(image, bytes):
-        raise ImageError(f"image {name}; give a path, bytes, a PIL image or a uint8 array")
-    if not image:
-        raise ImageError(f"image {name} is empty (0 bytes)")
     try:
+        if isinstance(image, PIL.Image.Image):
+            return _to_rgb(image, name)
+        if isinstance(image, str | os.PathLike):
+            image = Path(image).read_bytes()
+        if not isinstance(image, bytes):
+            raise ImageError(f"image {name}; give a path, bytes, a PIL image or a uint8 array")
+        if not image:
+            raise ImageError(f"image {name} is empty (0 bytes)")
         with PIL.Image.open(io.BytesIO(image)) as picture:
             return _to_rgb(picture, name)
+    except ImageError:
+        raise
     except PIL.UnidentifiedImageError as error:
         raise ImageError(f"image {name} is none that Pillow can read; give a JPEG or PNG") from error
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise ImageError(f"image {name} has too many pixels; at most {MAX_PIXELS} are taken") from error
+    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"image {name} cannot be read: {reason}; give a picture such as a JPEG or PNG") from error
 
 
 def _to_rgb(picture: "Image", name: str) -> "Image":
     _check_pixels(picture.size, name)
     if picture.mode[0] in "IF":
         raise ImageError(f"image {name} has mode {picture.mode!r}, more than 8 bits a channel; save it with 8")
-    try:
-        picture.load()
-        # By way of RGBA, since a palette may hold transparency as bytes.
-        return (picture.convert("RGBA") if picture.mode == "P" else picture).convert("RGB")
-    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over
-        raise ImageError(f"image {name} cannot be decoded: {error}") from error
+    # A palette goes by way of RGBA, since it may hold transparency as bytes.
+    return (picture.convert("RGBA") if picture.mode == "P" else picture).convert("RGB")
 
 
 def _check_pixels(size: tuple[int, int], name: str) -> None:

@@ -77,12 +77,10 @@ def build(
     outputs = net.draw(drawing)
     if weights is None:
         arrays = random_weights(drawing.parameters, seed)
-    elif isinstance(weights, Mapping):
-        arrays = match_weights(drawing.parameters, weights, what=name)
     else:
-        arrays = match_weights(
-            drawing.parameters, read_checkpoint(weights), what=f"{name} (weights {os.fspath(weights)!r})"
-        )
+        given = weights if isinstance(weights, Mapping) else read_checkpoint(weights)
+        what = name if isinstance(weights, Mapping) else f"{name} (weights {os.fspath(weights)!r})"
+        arrays = match_weights(drawing.parameters, given, what=what, optional=drawing.constants)
     return to_model(drawing, name, arrays, outputs)
 
 

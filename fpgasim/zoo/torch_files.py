@@ -14,7 +14,7 @@ import numpy as np
 
 from fpgasim.errors import WeightsError
 from fpgasim.zoo.elements import Array, ByteOrder, elements, item_size
-from fpgasim.zoo.unpickling import Storage, StoredTensor, unpickle
+from fpgasim.zoo.unpickling import Storage, StoredTensor, as_tensor, unpickle
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
@@ -102,10 +102,9 @@ def _state_dict(value: Any) -> dict[str, StoredTensor]:
         if isinstance(value, dict) and isinstance(value.get(nest), dict):
             value = value[nest]
     if not isinstance(value, dict):
-        raise WeightsError(f"it holds a {type(value).__name__}; a state dict is read")
-    return {
-        name: tensor for name, tensor in value.items() if isinstance(name, str) and isinstance(tensor, StoredTensor)
-    }
+        raise WeightsError(f"it holds {type(value).__name__} where a state dict must be")
+    tensors = ((name, as_tensor(entry)) for name, entry in value.items())
+    return {name: tensor for name, tensor in tensors if isinstance(name, str) and tensor is not None}
 
 
 def _view(whole: Array, tensor: StoredTensor) -> Array:

@@ -56,12 +56,19 @@ class StoredTensor:
 class _Parameter:
     """What `torch.nn.parameter.Parameter` becomes: early PyTorch pickled it as an empty object and its state."""
 
-    tensor: StoredTensor | None = None
+    tensor: Any = None
 
 
 @dataclass(frozen=True)
 class _Global:
     name: str
+
+
+def as_tensor(value: Any) -> StoredTensor | None:
+    """The tensor that a value of an unpickled state dict is; None for any other value."""
+    if isinstance(value, _Parameter):
+        value = value.tensor
+    return value if isinstance(value, StoredTensor) else None
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> StoredTensor:

@@ -3,7 +3,7 @@
 import difflib
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,13 +41,17 @@ def _random_array(name: str, parameter: Parameter, seed: int) -> Array:
     return rng.standard_normal(parameter.shape, np.float32) * np.float32(deviation)
 
 
-def match_weights(parameters: Mapping[str, Parameter], arrays: Mapping[str, Any], *, what: str) -> dict[str, Array]:
+def match_weights(
+    parameters: Mapping[str, Parameter], arrays: Mapping[str, Any], *, what: str, optional: Container[str] = ()
+) -> dict[str, Array]:
     """The float32 array of each parameter, found by its name.
 
     Raises WeightsError for a tensor that is missing, left over, of another shape, not floating point or not finite.
-    PyTorch's batch counters may be there and are left out.
+    PyTorch's batch counters and the `optional` names may be there and are left out.
     """
-    given = {name: np.asarray(array) for name, array in arrays.items() if not name.endswith(COUNTER)}
+    given = {
+        name: np.asarray(array) for name, array in arrays.items() if not (name.endswith(COUNTER) or name in optional)
+    }
     missing = [name for name in parameters if name not in given]
     unexpected = [name for name in given if name not in parameters]
     if missing:
