@@ -44,15 +44,16 @@ FS_INLINE float fs_limbs_round(int64_t *limbs) {
   int top = FS_LIMBS - 1;
   while (top >= 0 && limbs[top] == 0) top--;
   if (top < 0) return 0.0f;
-  /* The upper 53 bits with a 1 for anything below them: rounding that to float is rounding the sum. */
-  uint64_t digits = (uint64_t)limbs[top] << 32 | (top > 0 ? (uint64_t)limbs[top - 1] : 0);
-  uint64_t below = top > 1 ? (uint64_t)limbs[top - 2] : 0;
-  int empty = __builtin_clzll(digits);
-  digits = digits << empty | (below << empty) >> 32;
-  uint64_t rest = (below << empty & 0xffffffffu) | (digits & 0x7ff);
-  for (int i = 0; i < top - 2; i++) rest |= (uint64_t)limbs[i];
-  digits = digits >> 11 | (rest != 0);
-  double value = (double)digits * fs_power(FS_LIMB_BASE + 32 * (int64_t)(top - 1) - empty + 11);
+  /* The upper 33 to 53 bits with a 1 for anything below them: rounding that to float is rounding the sum. */
+  int64_t digits = limbs[top] << 32 | (top > 0 ? limbs[top - 1] : 0), rest = 0;
+  int64_t last = FS_LIMB_BASE + 32 * (int64_t)(top - 1);
+  for (int i = 0; i < top - 1; i++) rest |= limbs[i];
+  if (limbs[top] >> 20) {
+    digits = limbs[top] << 20 | (top > 0 ? limbs[top - 1] >> 12 : 0);
+    rest |= top > 0 ? limbs[top - 1] & 0xfff : 0;
+    last += 12;
+  }
+  double value = (double)(digits | (rest != 0)) * fs_power(last);
   return (float)(negative ? -value : value);
 }
 #endif

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from fpgasim.kernels.contract import (
     Window,
 )
 from fpgasim.kernels.parallel import split
+from fpgasim.kernels.weights import WeightCache
 from fpgasim.numerics import NAN_EXPONENT, ROUNDINGS, BlockFormat, Rounding
 from fpgasim.numerics.scalar import encode_element
 from fpgasim.numerics.tensors import code_dtype
@@ -39,15 +39,12 @@ class _Packed:
 
 
 class Native:
-    """The C kernels, in one of the variants that `csrc/variants.inc` lists.
-
-    Packed weights are kept as long as their Operand lives, so its arrays must not change after the first use.
-    """
+    """The C kernels, in one of the variants that `csrc/variants.inc` lists."""
 
     def __init__(self, variant: Any) -> None:
         self.name = f"native-{ffi.string(variant.name).decode()}"
         self._variant = variant
-        self._packed: WeakKeyDictionary[Operand, dict[Any, _Packed]] = WeakKeyDictionary()
+        self._weights: WeightCache[_Packed] = WeightCache()
 
     def quantize(self, x: Float32Array, fmt: BlockFormat, rounding: Rounding, seed: int, /) -> tuple[Array, Int16Array]:
         rows, n = x.shape
@@ -89,7 +86,8 @@ class Native:
         return self._convolve(conv, a, b, rows, rows, threads)
 
     def _convolve(self, conv: Any, x: Operand, w: Operand, pixels: int, out_pixels: int, threads: int) -> Float32Array:
-        packed = self._pack(conv, w)
+        key = (conv.groups, conv.channels, conv.is_float, conv.has_exponents, conv.chwk)
+        packed = self._weights.get(w, key, lambda: self._pack(conv, w))
         mantissas = np.empty((pixels + 1, conv.blocks, conv.padded), np.float32 if conv.is_float else np.int16)
         _fill(mantissas[:-1], x)
         mantissas[-1] = 0
@@ -117,13 +115,6 @@ class Native:
         return result
 
     def _pack(self, conv: Any, w: Operand) -> _Packed:
-        key = (conv.groups, conv.channels, conv.is_float, conv.has_exponents, conv.chwk)
-        known = self._packed.setdefault(w, {})
-        if key not in known:
-            known[key] = self._pack_anew(conv, w)
-        return known[key]
-
-    def _pack_anew(self, conv: Any, w: Operand) -> _Packed:
         size = self._variant.panel_outputs()
         panels = conv.groups * -(-(conv.outputs // conv.groups) // size)
         taps = conv.window.kernel_height * conv.window.kernel_width

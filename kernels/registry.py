@@ -16,7 +16,7 @@ from fpgasim.kernels.reference import Reference
 def available() -> dict[str, Backend]:
     """The backends that run on this machine, by name, slowest first."""
     found: list[Backend] = [Reference()]
-    if importlib.util.find_spec("numba") and importlib.util.find_spec("fpgasim.kernels.numba_"):
+    if importlib.util.find_spec("numba"):
         from fpgasim.kernels.numba_ import Numba
 
         found.append(Numba())

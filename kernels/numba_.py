@@ -1,0 +1,128 @@
+"""The kernels compiled by Numba: the backend of machines without a C compiler.
+
+The loops are in `numba_loops.py`, which is imported, and so compiled, at the first call.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import Any
+
+import numpy as np
+
+from fpgasim.kernels.contract import (
+    POINTWISE,
+    Accumulator,
+    Array,
+    Float32Array,
+    Int16Array,
+    Operand,
+    Order,
+    Pointwise,
+    Window,
+)
+from fpgasim.kernels.parallel import split
+from fpgasim.kernels.weights import WeightCache
+from fpgasim.numerics import NAN_EXPONENT, ROUNDINGS, BlockFormat, Rounding
+from fpgasim.numerics.scalar import encode_element
+from fpgasim.numerics.tensors import code_dtype
+
+
+@functools.cache
+def _loops() -> Any:
+    return importlib.import_module("fpgasim.kernels.numba_loops")
+
+
+class Numba:
+    """Float arithmetic throughout: integers up to 2^24 are exact in float32, up to 2^53 in float64."""
+
+    name = "numba"
+
+    def __init__(self) -> None:
+        self._weights: WeightCache[tuple[Array, Array]] = WeightCache()
+
+    def quantize(self, x: Float32Array, fmt: BlockFormat, rounding: Rounding, seed: int, /) -> tuple[Array, Int16Array]:
+        rows, n = x.shape
+        if fmt.is_fp32:
+            return x.copy(), np.zeros((rows, n), np.int16)
+        blocks = -(-n // fmt.block)
+        codes = np.zeros((rows, blocks * fmt.block), np.int16)
+        exponents = np.empty((rows, blocks), np.int16)
+        low, high = fmt.exponent_range
+        above = NAN_EXPONENT if fmt.exponent_bits == 8 else high
+        emin, largest = 0, fmt.max_code
+        if fmt.is_float:
+            emin, largest = fmt.element_emin, encode_element(fmt.element_max, 0, fmt, "floor")
+        _loops().quantize(
+            np.ascontiguousarray(x), fmt.block, fmt.mantissa_bits, fmt.element_exponent_bits, emin, fmt.element_emax, largest,
+            low, high, above, ROUNDINGS.index(rounding), np.uint64(seed & (1 << 64) - 1), codes, exponents,
+        )  # fmt: skip
+        return codes.astype(code_dtype(fmt)), exponents
+
+    def conv2d(
+        self, x: Operand, w: Operand, window: Window, groups: int, accumulator: Accumulator, order: Order, threads: int, /
+    ) -> Float32Array:
+        loops = _loops()
+        n, height, width, _ = x.mantissas.shape
+        oh, ow = window.output_size(height, width)
+        outputs, kh, kw, _ = w.mantissas.shape
+        integers = np.float32 not in (x.mantissas.dtype, w.mantissas.dtype)
+        bound = _largest(x) * _largest(w) * x.block if integers else 0.0
+        kind = np.dtype(np.float32 if bound <= 1 << 24 else np.float64)
+        a = x.mantissas.reshape(-1, x.blocks, x.block).astype(kind)
+        b, b_scales = self._weights.get(w, kind, lambda: _pack(w, kind))
+        mode = loops.FP32
+        if accumulator == "exact":
+            spread = bound * (kh * kw * x.blocks) * 2.0 ** (_spread(x) + _spread(w))
+            mode = loops.DOUBLE if integers and spread < 2.0**53 else loops.LIMBS
+        sizes = np.array([height, width, oh, ow, *window.kernel, *window.stride, *window.pads[:2], *window.dilation])
+        result = np.empty((n * oh * ow, outputs), np.float32)
+        args = (sizes, groups, x.channels, order == "chwk", mode, a, _scales(x), b, b_scales)
+        split(n * oh * ow, threads, lambda first, last: loops.conv2d(*args, first, last, result))
+        return result.reshape(n, oh, ow, outputs)
+
+    def matmul(self, a: Operand, b: Operand, accumulator: Accumulator, threads: int, /) -> Float32Array:
+        x, w = (Operand(o.mantissas[:, None, None], o.exponents, o.block, o.fraction_bits, o.channels) for o in (a, b))
+        return self.conv2d(x, w, Window((1, 1)), 1, accumulator, "khwc", threads)[:, 0, 0]
+
+    def depthwise(
+        self, x: Float32Array, w: Float32Array, window: Window, pointwise: Pointwise, threads: int, /
+    ) -> Float32Array:
+        n, height, width, _ = x.shape
+        oh, ow = window.output_size(height, width)
+        sizes = np.array([height, width, oh, ow, *window.kernel, *window.stride, *window.pads[:2], *window.dilation])
+        result = np.zeros((n * oh * ow, w.shape[2]), np.float32)
+        args = (sizes, POINTWISE.index(pointwise), np.ascontiguousarray(x), np.ascontiguousarray(w))
+        split(n * oh * ow, threads, lambda first, last: _loops().depthwise(*args, first, last, result))
+        return result.reshape(n, oh, ow, -1)
+
+
+def _scales(operand: Operand) -> Array:
+    """2^(exponent − fraction_bits) of each block (…, blocks) as float64, NaN for a NaN block."""
+    if operand.exponents is None:
+        return np.ones((operand.mantissas.size // operand.mantissas.shape[-1], operand.blocks))
+    scales = np.ldexp(1.0, operand.exponents.astype(np.int32) - operand.fraction_bits)
+    scales[operand.exponents == NAN_EXPONENT] = np.nan
+    return scales.reshape(-1, operand.blocks)
+
+
+def _pack(w: Operand, kind: np.dtype[Any]) -> tuple[Array, Array]:
+    """Mantissas (taps, blocks, block, outputs) and scales (taps, blocks, outputs): the filters lie side by side."""
+    outputs = len(w.mantissas)
+    mantissas = w.mantissas.reshape(outputs, -1, w.blocks, w.block).transpose(1, 2, 3, 0).astype(kind)
+    scales = _scales(w).reshape(outputs, -1, w.blocks).transpose(1, 2, 0)
+    return np.ascontiguousarray(mantissas), np.ascontiguousarray(scales)
+
+
+def _largest(operand: Operand) -> float:
+    return float(np.abs(operand.mantissas.astype(np.int32)).max(initial=0))
+
+
+def _spread(operand: Operand) -> int:
+    """How far apart the exponents of blocks lie that add anything."""
+    if operand.exponents is None:
+        return 0
+    used = operand.mantissas.reshape(*operand.exponents.shape, operand.block).any(axis=-1)
+    exponents = operand.exponents[used & (operand.exponents != NAN_EXPONENT)].astype(int)
+    return int(exponents.max() - exponents.min()) if exponents.size else 0
