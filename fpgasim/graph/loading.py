@@ -100,7 +100,7 @@ def _deserialize(proto: onnx.ModelProto, where: str, folder: Path | None) -> ir.
         raise ModelError(f"{where} is broken: {one_line(error)}") from error
     for graph in _all_graphs(model.graph):
         for text in _texts(graph):
-            if isinstance(text, bytes):  # protobuf lets them pass
+            if isinstance(text, bytes):  # not every protobuf refuses them
                 raise ModelError(f"{where} is broken: name {text!r} is not UTF-8")
         for value in graph.initializers.values():
             if value.const_value is not None:
@@ -119,6 +119,7 @@ def _all_graphs(graph: ir.Graph) -> Iterable[ir.Graph]:
 
 
 def _texts(graph: ir.Graph) -> Iterable[object]:
+    yield graph.name
     yield from (value.name for value in graph_values(graph))
     for value in graph.inputs:
         yield from shape_of(value) or ()

@@ -110,11 +110,11 @@ def test_a_model_local_function_is_inlined():
     body = [helper.make_node("Mul", ["x", "x"], ["square"]), helper.make_node("Relu", ["square"], ["y"])]
     function = helper.make_function("local", "Square", ["x"], ["y"], body, [helper.make_opsetid("", 17)])
     graph = helper.make_graph(
-        [helper.make_node("Square", ["a"], ["b"], domain="local"), helper.make_node("Square", ["b"], ["c"], domain="local")],
+        [helper.make_node("Square", [x], [y], domain="local") for x, y in ("ab", "bc")],
         "g",
         [helper.make_tensor_value_info("a", TensorProto.FLOAT, [2])],
         [helper.make_tensor_value_info("c", TensorProto.FLOAT, [2])],
-    )  # fmt: skip
+    )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
     model = helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=8)
     loaded = load(model)
@@ -124,9 +124,9 @@ def test_a_model_local_function_is_inlined():
 
 
 def test_importing_fpgasim_does_not_import_onnx():
-    code = "import fpgasim, sys; print([m for m in sys.modules if m.split('.')[0] in ('onnx', 'onnx_ir', 'onnxruntime')])"
+    code = "import fpgasim, sys; print({'onnx', 'onnx_ir', 'onnxruntime'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
+    assert out.stdout.strip() == "set()"
 
 
 # Files that are not models.
@@ -185,9 +185,8 @@ def test_flipped_bytes_never_raise_anything_but_our_errors():
             load(model)
             outcomes.add("loaded")
         except (ModelError, WeightsError) as error:
-            assert "\n" not in str(error)
-            outcomes.add("refused")
-    assert {"loaded", "refused"} <= outcomes
+            outcomes.add("refused on two lines" if "\n" in str(error) else "refused")
+    assert outcomes == {"not parsed", "loaded", "refused"}
 
 
 def test_what_is_no_path_and_no_proto_is_refused():

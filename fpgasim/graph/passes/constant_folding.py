@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from fpgasim.graph.counting import WEIGHT_INPUTS
 from fpgasim.graph.passes.rewriting import rewrite
+from fpgasim.graph.passes.runtime import evaluate
 from fpgasim.graph.saving import INLINE_LIMIT_BYTES
 from fpgasim.graph.structure import Graph, bodies, constant_array, shape_of
 
@@ -64,7 +65,7 @@ def _fold_shapes(graph: ir.Graph) -> bool:
             continue
         array = _shape_constant(node)
         if array is not None:
-            _replace(graph, node, {node.outputs[0].name: array})
+            _replace(graph, node, {node.outputs[0].name or "": array})
             changed = True
     return changed
 
@@ -138,7 +139,7 @@ def _is_weight(value: ir.Value) -> bool:
     return any(use.node.domain == "" and use.idx in WEIGHT_INPUTS.get(use.node.op_type, ()) for use in value.uses())
 
 
-def _evaluate(model: ir.Model, chosen: Sequence[ir.Node]) -> dict[str | None, np.ndarray]:
+def _evaluate(model: ir.Model, chosen: Sequence[ir.Node]) -> dict[str, np.ndarray]:
     """The arrays of the outputs that other nodes read; left out is what ONNX Runtime cannot evaluate."""
     inside = set(chosen)
     needed = [v for n in chosen for v in n.outputs if any(use.node not in inside for use in v.uses())]
@@ -152,11 +153,8 @@ def _evaluate(model: ir.Model, chosen: Sequence[ir.Node]) -> dict[str | None, np
     return arrays
 
 
-def _run(model: ir.Model, nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> dict[str | None, np.ndarray] | None:
-    """What `nodes` compute for `outputs`; None if ONNX Runtime has no kernel, or they read too much for one model."""
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
+def _run(model: ir.Model, nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> dict[str, np.ndarray] | None:
+    """What `nodes` compute for `outputs`; None if ONNX Runtime cannot, or they read too much for one model."""
     inside = set(nodes)
     read = dict.fromkeys(v for n in nodes for v in n.inputs if v is not None and v.producer() not in inside)
     if _bytes(list(read)) > INLINE_LIMIT_BYTES:
@@ -164,25 +162,15 @@ def _run(model: ir.Model, nodes: Sequence[ir.Node], outputs: Sequence[ir.Value])
     view = ir.GraphView(
         [], outputs, nodes=nodes, initializers=list(read), opset_imports=dict(model.opset_imports), name="constants"
     )
-    part = ir.Model(view.clone(), ir_version=model.ir_version)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    names = [value.name for value in outputs]
-    try:
-        session = onnxruntime.InferenceSession(ir.to_proto(part).SerializeToString(), options, ["CPUExecutionProvider"])
-        return dict(zip(names, session.run(names, {}), strict=True))
-    except (state.Fail, state.InvalidArgument, state.InvalidGraph, state.NotImplemented, state.RuntimeException):
-        return None
+    return evaluate(ir.Model(view.clone(), ir_version=model.ir_version))
 
 
-def _replace(graph: ir.Graph, node: ir.Node, arrays: dict[str | None, np.ndarray]) -> None:
+def _replace(graph: ir.Graph, node: ir.Node, arrays: dict[str, np.ndarray]) -> None:
     """Makes initializers of the outputs that somebody reads, and removes `node`."""
     for output in node.outputs:
         if not output.uses():
             continue
-        array = arrays[output.name]
+        array = arrays[output.name or ""]
         array.setflags(write=False)
         tensor = ir.tensor(array, name=output.name)
         constant = ir.val(output.name, const_value=tensor)
