@@ -10,6 +10,9 @@ import tempfile
 import zipfile
 from typing import Any
 
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
 from fpgasim.errors import FpgasimError, ModelError
 from fpgasim.graph import Graph, load as load_graph
 from fpgasim.npu import Device, Numbers
@@ -81,17 +84,13 @@ def load(path: str | os.PathLike[str]) -> Plan:
     if version != VERSION:
         raise ModelError(f"{where} is of version {version!r}; this fpgasim reads version {VERSION}")
     try:
-        return _plan(facts, model, where)
-    except (FpgasimError, KeyError, TypeError, ValueError, AttributeError) as error:
+        return _plan(facts, onnx.ModelProto.FromString(model))
+    except (FpgasimError, DecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         message = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ModelError(f"{where} is damaged: {message}") from error
 
 
-def _plan(facts: dict[str, Any], model: bytes, where: str) -> Plan:
-    import onnx
-
-    proto = onnx.ModelProto()
-    proto.ParseFromString(model)
+def _plan(facts: dict[str, Any], proto: onnx.ModelProto) -> Plan:
     source = Graph(load_graph(proto, optimize=False).model, optimized=facts["optimized"])
     graph = source.with_input_shapes({name: tuple(shape) for name, shape in facts["input_shapes"].items()})
     for found, key in ((source, "fingerprint"), (graph, "bound_fingerprint")):

@@ -53,13 +53,14 @@ def _arithmetic_seconds(graph: Graph, node: Node) -> float:
     macs = graph.macs(node)
     if macs:
         return macs / (DENSE_MACS_PER_S * _lanes_filled(graph, node))
-    if node.domain != "" or not node.outputs[0]:
+    if node.domain != "" or not any(node.outputs[:1]):
         return 0.0
     elements = tensor_elements(graph, node.outputs[0])
     if node.op_type in _TRANSCENDENTAL:
         return elements / TRANSCENDENTAL_PER_S
     if node.op_type in _POOLS:
-        return elements * math.prod(node.attributes["kernel_shape"]) / POOL_TAPS_PER_S
+        taps: int = math.prod(node.attributes["kernel_shape"])
+        return elements * taps / POOL_TAPS_PER_S
     if node.op_type in _REDUCTIONS or node.op_type.startswith(("Reduce", "Arg")):
         return tensor_elements(graph, node.inputs[0]) / POOL_TAPS_PER_S
     return 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ def explain(plan: Plan) -> str:
 def _headline(plan: Plan) -> Iterator[str]:
     numbers, kinds = plan.numbers, [segment.kind for segment in plan.segments]
     macs = sum(plan.graph.macs(node) for node in plan.graph.nodes)
+    share = math.floor(plan.fpga_mac_share * 1000) / 1000  # 100.0% is said of all only
     on_fpga = sum(side == "fpga" for side in plan.assignment.values())
     yield (
         f"{plan.graph.name} on {plan.device.name} in {numbers.format.name} (blocks of {numbers.format.block}, "
@@ -40,18 +42,20 @@ def _headline(plan: Plan) -> Iterator[str]:
     if plan.note:
         yield from textwrap.wrap(f"note: {plan.note}", WIDTH, subsequent_indent="  ")
     yield (
-        f"on the FPGA: {plan.fpga_mac_share:.1%} of {macs / 1e9:.3g} G multiply-accumulates, {on_fpga} of "
+        f"on the FPGA: {share:.1%} of {macs / 1e9:.3g} G multiply-accumulates, {on_fpga} of "
         f"{len(plan.assignment)} nodes, FPGA segments: {kinds.count('fpga')}, CPU pieces: {kinds.count('cpu')}"
     )
     yield (
         f"predicted {milliseconds(plan.objective_s)}, all on the CPU {milliseconds(plan.all_cpu_s)}; "
-        f"no placement takes less than {milliseconds(plan.lower_bound_s)} (gap {plan.gap:.2%})"
+        f"by the same costs no placement takes less than {milliseconds(plan.lower_bound_s)} (gap {plan.gap:.2%})"
     )
-    assumed = [f"{r.field}={r.value} {r.unit}".rstrip() for r in device_rows(plan.device) if r.source == "assumed"]
+    rows = [row for row in device_rows(plan.device) if row.source == "assumed"]
+    rows = [row for row in rows if getattr(numbers, row.field, row.value) == row.value]  # not what the plan overrides
+    assumed = [f"{r.field}={f'{r.value:g}' if isinstance(r.value, float) else r.value} {r.unit}".rstrip() for r in rows]
     if assumed:
         text = f"assumed of {plan.device.name}, not published: {', '.join(assumed)}"
         yield from textwrap.wrap(text, WIDTH, subsequent_indent="  ")
-    yield "CPU times are a table's, for one thread of a server core; no clock was read"
+    yield "CPU times come from a table for one thread of a server core; FPGA times are of a node by itself, unfused"
 
 
 def _nodes(plan: Plan, side: Side) -> Iterator[str]:

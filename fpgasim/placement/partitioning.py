@@ -122,15 +122,15 @@ def _decisions(table: CostTable, placement: Placement, objective: Objective) -> 
             code, message = table.unsupported[node.name]
         elif side == "fpga" and objective == "coverage":
             code, message = "coverage", "the engine can compute it"
-        elif (node.fpga < node.cpu) == (side == "fpga"):
-            code = "cheaper-on-fpga" if side == "fpga" else "cheaper-on-cpu"
-            message = f"{milliseconds(abs(node.cpu - node.fpga))} quicker by itself"
+        elif side == "fpga" and node.fpga < node.cpu:
+            code, message = "cheaper-on-fpga", f"{milliseconds(node.cpu - node.fpga)} quicker by itself"
         else:
-            code = "saves-transfer" if side == "fpga" else "not-worth-transfer"
             other: Side = "cpu" if side == "fpga" else "fpga"
             more = cost_graph.objective(table.cost_graph, {**placement, node.name: other}) - total
+            quicker = (node.fpga < node.cpu) == (side == "fpga")
+            code = "saves-transfer" if side == "fpga" else "cheaper-on-cpu" if quicker else "not-worth-transfer"
             message = (
-                f"{milliseconds(abs(node.cpu - node.fpga))} slower by itself, but moving it alone to the "
-                f"{other.upper()} changes the whole by {more * 1e3:+.3g} ms, transfers counted"
+                f"{milliseconds(abs(node.cpu - node.fpga))} {'quicker' if quicker else 'slower'} by itself; "
+                f"moving it alone to the {other.upper()} would change the whole by {more * 1e3:+.3g} ms"
             )
         yield Decision(node.name, side, code, message, node.cpu, node.fpga)

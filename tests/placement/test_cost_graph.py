@@ -79,9 +79,9 @@ def test_the_objective_equals_a_naive_reading_of_the_rules_for_every_placement(s
 
 @pytest.mark.parametrize("seed", range(30))
 def test_no_labelling_has_fewer_phases(seed):
-    graph = random_cost_graph(random.Random(1000 + seed), nodes=5)
+    graph = random_cost_graph(random.Random(1000 + seed), nodes=4)
     graph = dataclasses.replace(graph, launch=1.0, cpu_call=1.0)
-    for placement in itertools.islice(placements(graph), 8):
+    for placement in placements(graph):
         cost, _, _ = fewest_regions(graph, placement)
         assert len(set(phases(graph, placement).values())) == cost
 
