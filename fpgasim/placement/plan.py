@@ -62,7 +62,7 @@ class Plan:
     `graph` has all its dimensions bound, `source_graph` is the one given. `lower_bound_s` bounds the latency
     objective of every placement from below. `note` says where something else than asked for was taken; else ''.
     Two plans are equal if all of this is, graphs by fingerprint. Raises PlacementError where decisions and graph do
-    not fit or a segment is not convex.
+    not fit, a node is where it cannot be, or a segment is not convex.
     """
 
     graph: Graph
@@ -80,6 +80,7 @@ class Plan:
         names = [node.name for node in self.graph.nodes]
         if [d.node for d in self.decisions] != names or [n.name for n in self.cost_graph.nodes] != names:
             raise PlacementError(f"the decisions of this plan are not about the nodes of graph {self.graph.name!r}")
+        objective(self.cost_graph, self.assignment)  # refuses a node on a side that it cannot be on
         check_convex(self.cost_graph, [segment.nodes for segment in self.segments])
 
     def __eq__(self, other: object) -> bool:

@@ -249,6 +249,13 @@ def test_a_plan_whose_decisions_are_about_other_nodes_is_refused():
         dataclasses.replace(plan, decisions=plan.decisions[1:])
 
 
+def test_a_plan_with_a_node_where_it_cannot_be_is_refused():
+    plan = fs.partition(classifier(), *BW)
+    wrong = tuple(dataclasses.replace(d, device="fpga") for d in plan.decisions)
+    with pytest.raises(PlacementError, match="node 'softmax10' cannot be on the FPGA"):
+        dataclasses.replace(plan, decisions=wrong)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_the_segments_of_any_placement_are_convex_and_their_tensors_fit_together(seed):
     plan = fs.partition(sandwich(), *BW, objective="coverage")
