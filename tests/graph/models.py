@@ -41,7 +41,7 @@ class Builder:
     def constant(self, array: Any, stem: str = "constant") -> str:
         """Adds an initializer; its name."""
         name = self.name(stem)
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self.initializers.append(numpy_helper.from_array(np.array(array), name))
         return name
 
     def weights(self, *shape: int) -> str:

@@ -56,7 +56,6 @@ def add_constant(graph: ir.Graph, name: str, array: np.ndarray, taken: set[str])
         n += 1
         unique = f"{name}_{n}"
     taken.add(unique)
-    array = np.ascontiguousarray(array)
     array.setflags(write=False)
     value = ir.val(unique, const_value=ir.tensor(array, name=unique))
     graph.register_initializer(value)
