@@ -12,11 +12,11 @@ from typing import Any
 import click
 
 import fpgasim
-from fpgasim.cli import listing, numbers, zoo
+from fpgasim.cli import listing, models, numbers, zoo
 from fpgasim.errors import FpgasimError, status
 
 COMMANDS = {
-    "Networks": (zoo.zoo,),
+    "Networks": (models.run, models.partition, models.simulate, zoo.zoo, models.demo),
     "Numbers": (numbers.quantize,),
     "What is there": (listing.devices, listing.formats, listing.kernels, listing.doctor),
 }

@@ -47,6 +47,11 @@ def count(value: float) -> str:
     return f"{round(value):,}"
 
 
+def plural(number: int, noun: str) -> str:
+    """1 and 'node' as '1 node', 2000 as '2,000 nodes'."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def share(value: float) -> str:
     """0.98765 as '98.8 %'; only exactly 1 is '100 %' and only exactly 0 is '0 %'."""
     if value in (0, 1):

@@ -38,10 +38,11 @@ def test_the_text_names_format_and_error(fpgasim, array):
 def test_the_written_file_holds_codes_exponents_and_values(fpgasim, array, tmp_path):
     out = tmp_path / "q.npz"
     assert f"wrote {out}" in fpgasim("quantize", array, "--format", "msfp14", "--out", out).stdout
-    tensor, stored = quantize(np.load(array), "msfp14"), np.load(out)
-    np.testing.assert_array_equal(stored["codes"], tensor.codes)
-    np.testing.assert_array_equal(stored["exponents"], tensor.exponents)
-    np.testing.assert_array_equal(stored["values"], tensor.dequantize())
+    tensor = quantize(np.load(array), "msfp14")
+    with np.load(out) as stored:
+        np.testing.assert_array_equal(stored["codes"], tensor.codes)
+        np.testing.assert_array_equal(stored["exponents"], tensor.exponents)
+        np.testing.assert_array_equal(stored["values"], tensor.dequantize())
 
 
 def test_a_block_with_a_nan_is_counted_and_left_out():

@@ -1,0 +1,5 @@
+"""`python -m fpgasim` is the command `fpgasim`."""
+
+from fpgasim.cli import main
+
+main(prog_name="fpgasim")

@@ -1,0 +1,231 @@
+"""`fpgasim run`, `partition`, `simulate` and `demo`: what becomes of a network."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fpgasim.cli.inputs import PRETRAINED, open_model, parse_feeds, preprocessing_of
+from fpgasim.errors import InputError
+from fpgasim.report.provenance import provenance, to_json
+from fpgasim.report.text import show
+
+if TYPE_CHECKING:
+    from fpgasim.graph import Graph
+    from fpgasim.placement import Plan
+
+Command = Callable[..., Any]
+
+
+def planned(command: Command) -> Command:
+    """The argument and options of every command that makes a plan."""
+    for decorate in (
+        click.option("--json", "json_", is_flag=True, help="Print one JSON object."),
+        click.option(
+            "--objective",
+            default="latency",
+            show_default=True,
+            help="latency: the shortest time; coverage: all that the FPGA can compute.",
+        ),
+        click.option("--format", "format_", default="bw_1s5e5m", show_default=True, help="See `fpgasim formats`."),
+        click.option("--device", default="bw_a10", show_default=True, help="See `fpgasim devices`."),
+        click.option(
+            "--weights",
+            help=f"Checkpoint for a zoo network (ONNX, safetensors, npz, PyTorch), or `{PRETRAINED}` for trained ones "
+            "that are installed or fetched. Default: random ones.",
+        ),
+        click.argument("model"),
+    ):
+        command = decorate(command)
+    return command
+
+
+def _plan(graph: Graph, device: str, format_: str, objective: str) -> Plan:
+    import fpgasim
+
+    return fpgasim.partition(graph, device, format_, objective=objective)  # type: ignore[arg-type]
+
+
+def _provenance(model: str, weights: str | None, plan: Plan) -> dict[str, Any]:
+    return provenance(
+        model=model,
+        weights=weights,
+        graph=plan.graph.fingerprint(),
+        device=plan.device.name,
+        numbers=dataclasses.asdict(plan.numbers),
+    )
+
+
+@click.command()
+@planned
+@click.option("--image", metavar="FILE", help="The picture to classify: JPEG, PNG, …")
+@click.option("--input", "inputs", metavar="NAME=FILE.npy", multiple=True, help="An input as an array; for any model.")
+@click.option(
+    "--preprocess",
+    metavar="SPEC",
+    help="How the picture becomes the input: a zoo network's name, or as in size=224,mean=127,std=128.",
+)
+@click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="Classes to print.")
+@click.option("--all", "all_", is_flag=True, help="Print every node with its reason instead of the summary.")
+@click.option("--layers", is_flag=True, help="Print the cycles of every layer.")
+@click.option("--kernels", metavar="NAME", help="Kernel backend; see `fpgasim kernels`.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of the emulation and of ONNX Runtime.")
+def run(
+    model: str,
+    weights: str | None,
+    device: str,
+    format_: str,
+    objective: str,
+    json_: bool,
+    image: str | None,
+    inputs: tuple[str, ...],
+    preprocess: str | None,
+    top: int,
+    all_: bool,
+    layers: bool,
+    kernels: str | None,
+    threads: int | None,
+) -> None:
+    """Run MODEL on a picture: the likeliest classes in fp32 and on the FPGA, the placement, the cycles.
+
+    MODEL is an ONNX file or a network of the zoo (`fpgasim zoo list`). A model that takes no picture is fed with
+    --input, and its outputs are compared with fp32.
+    """
+    import fpgasim
+    from fpgasim import zoo
+    from fpgasim.report import comparison, runs
+    from fpgasim.runtime.feeds import check_feeds
+
+    if (image is None) == (not inputs):
+        raise click.UsageError("Give either --image FILE or --input NAME=FILE.npy.")
+    if threads is not None:
+        os.environ["FPGASIM_NUM_THREADS"] = str(threads)
+    graph = open_model(model, weights)
+    if image is not None:
+        spec = preprocessing_of(model, preprocess, graph)
+        feeds = {graph.inputs[0].name: zoo.preprocess(spec, image)}
+    elif preprocess is not None:
+        raise InputError(f"--preprocess {preprocess} is for pictures; arrays from --input are taken as they are")
+    else:
+        feeds = dict(parse_feeds(inputs))
+    feeds = check_feeds(graph.inputs, feeds)
+    bound = graph.with_input_shapes({name: array.shape for name, array in feeds.items()})
+    plan = _plan(bound, device, format_, objective)
+    started = time.perf_counter()
+    session = fpgasim.compile(plan, kernels)
+    compiled = time.perf_counter()
+    outputs = session.run(feeds)
+    ended = time.perf_counter()
+    fp32 = comparison.run_fp32(plan.graph, feeds)
+    timing = session.timing()
+
+    differences = {
+        name: comparison.difference(fp32[name], got) for name, got in outputs.items() if got.dtype.kind in "fiu"
+    }
+    ranked = {
+        name: comparison.rank(fp32[name], got, top)
+        for name, got in outputs.items()
+        if image is not None and comparison.classes(got)
+    }
+    saturations = dict(session.report().saturations)
+    host = {"compile_s": compiled - started, "run_s": ended - compiled}
+    if json_:
+        result = {
+            "provenance": _provenance(model, weights, plan) | {"kernels": session.kernels.name},
+            "outputs": {
+                name: {
+                    "shape": got.shape,
+                    "dtype": str(got.dtype),
+                    "against_fp32": dataclasses.asdict(differences[name]) if name in differences else None,
+                    "classes": [dataclasses.asdict(row) for row in ranked.get(name, ())],
+                }
+                for name, got in outputs.items()
+            },
+            "plan": runs.plan_json(plan),
+            "timing": runs.timing_json(timing),
+            "saturations": saturations,
+            "host": host,
+        }
+        click.echo(to_json(result))
+        return
+    show(runs.title(plan))
+    if model in zoo.names() and weights is None:
+        show(f"The weights are random, so the classes mean nothing; --weights gives others (--weights {PRETRAINED}).")
+    for name, got in outputs.items():
+        show("")
+        if name in ranked:
+            show(runs.classes_table(ranked[name], plan.numbers.format.name), "")
+            show(f"{name}: {runs.agreement(ranked[name], min(top, comparison.classes(got)))}")
+        else:
+            show(f"{name}: {got.dtype} {got.shape}{runs.value_range(got)}")
+        if name in differences:
+            show(f"{name}: {runs.difference_text(differences[name])}")
+    if saturations:
+        show(runs.saturation_text(saturations, plan.numbers.pointwise))
+    show("", plan.explain() if all_ else runs.placement_line(plan))
+    if not all_:
+        show("", runs.placement_table(plan))
+    if layers:
+        show("", runs.layers_table(timing))
+    show("", runs.timing_table(plan, timing), "", runs.timing_notes(plan, timing))
+    times = f"{host['run_s']:.2f} s, and {host['compile_s']:.2f} s to pack the weights"
+    show(f"\nThe emulation itself took {times}, on this machine with the {session.kernels.name} kernels.")
+
+
+@click.command()
+@planned
+@click.option("--save", metavar="FILE.fpgaplan", help="Write the plan, to load with `fpgasim.Plan.load`.")
+def partition(
+    model: str, weights: str | None, device: str, format_: str, objective: str, json_: bool, save: str | None
+) -> None:
+    """Place every node of MODEL on the FPGA or the CPU and print why.
+
+    MODEL is an ONNX file or a network of the zoo. Symbolic dimensions count as 1.
+    """
+    from fpgasim.report import runs
+
+    plan = _plan(open_model(model, weights), device, format_, objective)
+    if save is not None:
+        plan.save(save)
+    if json_:
+        click.echo(to_json({"provenance": _provenance(model, weights, plan), "plan": runs.plan_json(plan)}))
+        return
+    show(plan.explain(), *([f"\nwrote {save}"] if save else []))
+
+
+@click.command()
+@planned
+@click.option("--layers", is_flag=True, help="Print the cycles of every layer.")
+def simulate(
+    model: str, weights: str | None, device: str, format_: str, objective: str, json_: bool, layers: bool
+) -> None:
+    """Count the cycles that MODEL takes, without computing a value.
+
+    MODEL is an ONNX file or a network of the zoo. Symbolic dimensions count as 1.
+    """
+    from fpgasim.report import runs
+    from fpgasim.runtime import plan_timing
+
+    plan = _plan(open_model(model, weights), device, format_, objective)
+    timing = plan_timing(plan)
+    if json_:
+        result = {"provenance": _provenance(model, weights, plan), "fpga_mac_share": plan.fpga_mac_share}
+        click.echo(to_json(result | {"timing": runs.timing_json(timing)}))
+        return
+    show(runs.title(plan), runs.placement_line(plan), "")
+    if layers:
+        show(runs.layers_table(timing), "")
+    show(runs.timing_table(plan, timing), "", runs.timing_notes(plan, timing))
+
+
+@click.command()
+def demo() -> None:
+    """Classify a real photograph with a trained network on the emulated FPGA, then time ResNet-50."""
+    from fpgasim.demo import main
+
+    main()
