@@ -78,7 +78,7 @@ def load(path: str | os.PathLike[str]) -> Plan:
             model = archive.read(_MODEL)
     except OSError as error:
         raise ModelError(f"{where} cannot be read: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, EOFError, ValueError, RuntimeError) as error:
         raise ModelError(f"{where} is damaged: {error}") from error
     version = facts.get("version") if isinstance(facts, dict) else None
     if version != VERSION:
