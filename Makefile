@@ -38,7 +38,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	@rm -rf $(TYPED) && mkdir -p $(TYPED)/fpgasim
 	@ln -s $(CURDIR)/fpgasim/* $(TYPED)/fpgasim/ && ln -sfn $(CURDIR)/kernels $(TYPED)/fpgasim/kernels
-	MYPYPATH=$(TYPED) $(BIN)/mypy -p fpgasim -p fpgasim.kernels
+	MYPYPATH=$(TYPED) $(BIN)/mypy -p fpgasim
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info kernels/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

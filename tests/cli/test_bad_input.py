@@ -238,7 +238,9 @@ def fpgasim_process(*args):
 
 
 def test_the_installed_command_has_no_traceback_and_the_right_exit_code(tmp_path):
-    answer = subprocess.run(fpgasim_process("simulate", tmp_path / "none.onnx"), capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        fpgasim_process("simulate", tmp_path / "none.onnx"), capture_output=True, text=True, check=False
+    )
     assert answer.returncode == MODEL
     assert answer.stdout == ""
     assert answer.stderr.startswith("fpgasim: error: no model ")
@@ -257,7 +259,9 @@ def test_a_reader_that_goes_away_is_no_error():
 def test_an_interrupt_exits_with_130_and_says_nothing_of_python(tmp_path):
     fifo = tmp_path / "model.onnx"
     os.mkfifo(fifo)  # reading it waits until the interrupt comes
-    process = subprocess.Popen(fpgasim_process("simulate", fifo), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        fpgasim_process("simulate", fifo), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     descriptor = os.open(fifo, os.O_WRONLY)  # returns once the command has opened the model
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
