@@ -1,5 +1,6 @@
 """Writing graphs: a ModelProto, or a file with its weights inside or beside it."""
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,9 @@ def save(graph: "Graph", path: str | os.PathLike[str]) -> None:
         os.replace(partial, path)
     except OSError as error:
         raise ModelError(f"cannot write {path!r}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
 
 
 def _weight_bytes(graph: "Graph") -> int:
