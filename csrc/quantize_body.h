@@ -10,17 +10,17 @@ FS_INLINE uint32_t random_bits(uint64_t seed, uint64_t index) {
 }
 
 /* v >= 0 as an integer; above 2^20 every format saturates, so the clamp only keeps the sum inside 64 bits. */
-FS_INLINE double round_magnitude(double v, int32_t rounding, uint32_t draw) {
+FS_INLINE double round_magnitude(double v, const int32_t rounding, uint32_t draw) {
   v = v < 1048576.0 ? v : 1048576.0;
   double whole = (double)(int64_t)v, rest = v - whole;
   if (rounding == FS_FLOOR) return whole;
-  if (rounding == FS_NEAREST) return whole + (rest >= 0.5 ? 1.0 : 0.0);
-  if (rounding == FS_EVEN) return whole + (rest > 0.5 || (rest == 0.5 && ((int64_t)v & 1)) ? 1.0 : 0.0);
+  if (rounding == FS_NEAREST) return (double)(int64_t)(v + 0.5); /* v has 24 bits: exact from 0.25 on */
+  if (rounding == FS_EVEN) return whole + (double)((rest > 0.5) | ((rest == 0.5) & ((int64_t)v & 1)));
   return (double)(((uint64_t)(v * 4294967296.0) + draw) >> 32);
 }
 
 /* The code of any finite x: every scaling is by a power of two and exact in double. */
-static int32_t encode_any(const fs_format *f, float x, int32_t s, int32_t rounding, uint32_t draw) {
+FS_INLINE int32_t encode_any(const fs_format *f, float x, int32_t s, const int32_t rounding, uint32_t draw) {
   double v = fabs((double)x) * fs_power(-s);
   int negative = fs_bits(x) >> 31 != 0, m = f->mantissa_bits;
   if (f->element_exponent_bits == 0) {
@@ -35,6 +35,16 @@ static int32_t encode_any(const fs_format *f, float x, int32_t s, int32_t roundi
   int32_t code = ((int32_t)(p - f->element_emin) << m) + digits;
   if (code > f->max_code) code = f->max_code;
   return code | negative << (m + f->element_exponent_bits);
+}
+
+FS_INLINE void encode_slowly(const fs_format *f, const float *x, int64_t n, int32_t s, const int32_t rounding,
+                             uint64_t seed, uint64_t index, void *codes) {
+  for (int64_t i = 0; i < n; i++) {
+    uint32_t draw = rounding == FS_STOCHASTIC ? random_bits(seed, index + (uint64_t)i) : 0;
+    int32_t code = encode_any(f, x[i], s, rounding, draw);
+    if (f->code_bytes == 1) ((int8_t *)codes)[i] = (int8_t)code;
+    else ((int16_t *)codes)[i] = (int16_t)code;
+  }
 }
 
 /* Even rounding of integer mantissas: adding 1.5 * 2^23 rounds to an integer in the low bits. */
@@ -113,12 +123,10 @@ FS_INLINE int16_t encode_block(const fs_format *f, const float *x, int64_t n, in
     else encode_int16(f, x, n, s, codes);
     return (int16_t)s;
   }
-  for (int64_t i = 0; i < n; i++) {
-    uint32_t draw = rounding == FS_STOCHASTIC ? random_bits(seed, index + (uint64_t)i) : 0;
-    int32_t code = encode_any(f, x[i], s, rounding, draw);
-    if (f->code_bytes == 1) ((int8_t *)codes)[i] = (int8_t)code;
-    else ((int16_t *)codes)[i] = (int16_t)code;
-  }
+  if (rounding == FS_EVEN) encode_slowly(f, x, n, s, FS_EVEN, seed, index, codes);
+  else if (rounding == FS_NEAREST) encode_slowly(f, x, n, s, FS_NEAREST, seed, index, codes);
+  else if (rounding == FS_FLOOR) encode_slowly(f, x, n, s, FS_FLOOR, seed, index, codes);
+  else encode_slowly(f, x, n, s, FS_STOCHASTIC, seed, index, codes);
   return (int16_t)s;
 }
 

@@ -12,7 +12,15 @@ import numpy.typing as npt
 
 from fpgasim.errors import InputError, UnknownNameError
 from fpgasim.kernels import backend, operand, pointwise as unit
-from fpgasim.kernels.contract import Operand, Window, check_alike, get_accumulator, get_order, get_pointwise, rows_operand
+from fpgasim.kernels.contract import (
+    Operand,
+    Window,
+    check_alike,
+    get_accumulator,
+    get_order,
+    get_pointwise,
+    rows_operand,
+)
 from fpgasim.numerics import BlockFormat, BlockTensor, Rounding, get_format, get_rounding
 
 Float32Array = npt.NDArray[np.float32]
@@ -20,7 +28,9 @@ Float32Array = npt.NDArray[np.float32]
 
 def num_threads(threads: int | None = None) -> int:
     """`threads`, else $FPGASIM_NUM_THREADS, else the processors this process may use. Raises InputError below 1."""
-    value: Any = threads if threads is not None else os.environ.get("FPGASIM_NUM_THREADS") or len(os.sched_getaffinity(0))
+    value: Any = (
+        threads if threads is not None else os.environ.get("FPGASIM_NUM_THREADS") or len(os.sched_getaffinity(0))
+    )
     try:
         count = int(value)
     except ValueError:
@@ -45,13 +55,18 @@ def quantize(
     if values.ndim == 0:
         raise InputError("x is a scalar; quantize needs at least one dimension to make blocks along")
     if not -values.ndim <= axis < values.ndim:
-        raise InputError(f"axis={axis} is not an axis of x with shape {values.shape}; -{values.ndim} to {values.ndim - 1} are")
+        raise InputError(
+            f"axis={axis} is not an axis of x with shape {values.shape}; -{values.ndim} to {values.ndim - 1} are"
+        )
     axis %= values.ndim
     rows = np.ascontiguousarray(np.moveaxis(values, axis, -1))
     codes, exponents = quantize_rows(rows, fmt, mode, seed)
     codes = codes[..., : values.shape[axis]]
     return BlockTensor(
-        np.ascontiguousarray(np.moveaxis(codes, -1, axis)), np.ascontiguousarray(np.moveaxis(exponents, -1, axis)), fmt, axis
+        np.ascontiguousarray(np.moveaxis(codes, -1, axis)),
+        np.ascontiguousarray(np.moveaxis(exponents, -1, axis)),
+        fmt,
+        axis,
     )
 
 
@@ -93,7 +108,12 @@ def conv2d(
     blocks' terms are summed (`kernels/contract.py`); the sum is rounded to `pointwise`, then bias is added, rounded.
     Raises InputError, FormatError or UnknownNameError naming the argument that does not fit.
     """
-    acc, steps, kind, mode = get_accumulator(accumulator), get_order(order), get_pointwise(pointwise), get_rounding(rounding)
+    acc, steps, kind, mode = (
+        get_accumulator(accumulator),
+        get_order(order),
+        get_pointwise(pointwise),
+        get_rounding(rounding),
+    )
     _one_of("layout", layout, ("NCHW", "NHWC"))
     _one_of("packing", packing, ("channel", "window"))
     x_format = _format_of("x", x, format)
@@ -106,11 +126,15 @@ def conv2d(
 
     if groups == channels > 1:  # depthwise: the pointwise unit, no blocks
         taps = np.ascontiguousarray(_values(w, "w")[:, 0].transpose(1, 2, 0))
-        result = kernels.depthwise(unit.round_to(_nhwc(x, layout), kind), unit.round_to(taps, kind), window, kind, workers)
+        result = kernels.depthwise(
+            unit.round_to(_nhwc(x, layout), kind), unit.round_to(taps, kind), window, kind, workers
+        )
     else:
         if packing == "window":
             if groups > 1 or isinstance(x, BlockTensor) or isinstance(w, BlockTensor):
-                raise InputError("packing='window' needs groups=1 and numbers, not BlockTensors: it quantizes each window afresh")
+                raise InputError(
+                    "packing='window' needs groups=1 and numbers, not BlockTensors: it quantizes each window afresh"
+                )
             columns = unit.unfold(_nhwc(x, layout), window)
             flat = _values(w, "w").transpose(0, 2, 3, 1).reshape(w_shape[0], 1, 1, -1)
             a, b, window = _operand(columns, x_format, mode), _operand(flat, w_format, mode), Window((1, 1))
@@ -133,11 +157,15 @@ def expand_groups(w: Float32Array, groups: int, channels: int) -> Float32Array:
     return full
 
 
-def _weights(w: npt.ArrayLike | BlockTensor, fmt: BlockFormat, rounding: Rounding, groups: int, channels: int) -> Operand:
+def _weights(
+    w: npt.ArrayLike | BlockTensor, fmt: BlockFormat, rounding: Rounding, groups: int, channels: int
+) -> Operand:
     if not isinstance(w, BlockTensor):
         return _operand(expand_groups(_finite(_values(w, "w"), "w"), groups, channels), fmt, rounding)
     if groups > 1:
-        raise InputError(f"w is a BlockTensor and groups={groups}: blocks run over absolute channels, so pass w as numbers")
+        raise InputError(
+            f"w is a BlockTensor and groups={groups}: blocks run over absolute channels, so pass w as numbers"
+        )
     ready = _blocked(w, 1, "w")
     assert ready is not None
     return ready

@@ -8,7 +8,7 @@ compiler). NaNs may have any payload; every other result is the same bits on eve
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -33,21 +33,21 @@ def get_accumulator(name: str) -> Accumulator:
     """`name`, checked: `fp32` (one rounding per term, from +0) or `exact` (all terms, rounded once)."""
     if name not in ACCUMULATORS:
         raise UnknownNameError("accumulator", name, ACCUMULATORS)
-    return cast(Accumulator, name)
+    return name
 
 
 def get_order(name: str) -> Order:
     """`name`, checked: `khwc` (kh, kw, channel block) or `chwk` (channel block, kh, kw)."""
     if name not in ORDERS:
         raise UnknownNameError("order", name, ORDERS)
-    return cast(Order, name)
+    return name
 
 
 def get_pointwise(name: str) -> Pointwise:
     """`name`, checked: the type between layers, `fp16`, `bf16` or `fp32`."""
     if name not in POINTWISE:
         raise UnknownNameError("pointwise type", name, POINTWISE)
-    return cast(Pointwise, name)
+    return name
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ class Operand:
 
     @property
     def blocks(self) -> int:
-        return self.mantissas.shape[-1] // self.block
+        return int(self.mantissas.shape[-1]) // self.block
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,9 @@ class Window:
         spans = (height + top + bottom, width + left + right)
         reach = [d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation, strict=True)]
         if spans[0] < reach[0] or spans[1] < reach[1]:
-            raise InputError(f"a window of {reach[0]}x{reach[1]} does not fit into the padded input of {spans[0]}x{spans[1]}")
+            raise InputError(
+                f"a window of {reach[0]}x{reach[1]} does not fit into the padded input of {spans[0]}x{spans[1]}"
+            )
         oh, ow = ((span - r) // s + 1 for span, r, s in zip(spans, reach, self.stride, strict=True))
         return oh, ow
 
@@ -104,7 +106,15 @@ class Backend(Protocol):
         ...
 
     def conv2d(
-        self, x: Operand, w: Operand, window: Window, groups: int, accumulator: Accumulator, order: Order, threads: int, /
+        self,
+        x: Operand,
+        w: Operand,
+        window: Window,
+        groups: int,
+        accumulator: Accumulator,
+        order: Order,
+        threads: int,
+        /,
     ) -> Float32Array:
         """The convolution (N, OH, OW, O) of `x` (N, H, W, ·) with `w` (O, KH, KW, ·), both blocked alike.
 
@@ -160,6 +170,8 @@ def rows_operand(codes: Array, exponents: Int16Array, fmt: BlockFormat, channels
 def check_alike(x: BlockFormat, w: BlockFormat) -> None:
     """Raises FormatError where two formats cannot meet in one dot product: their blocks must be of one size."""
     if x.block != w.block:
-        raise FormatError(f"{x.name} has blocks of {x.block} and {w.name} of {w.block}; both operands need one block size")
+        raise FormatError(
+            f"{x.name} has blocks of {x.block} and {w.name} of {w.block}; both operands need one block size"
+        )
     if x.is_fp32 != w.is_fp32:
         raise FormatError(f"{x.name} and {w.name} do not mix: fp32 goes with fp32 alone")

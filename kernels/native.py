@@ -73,7 +73,15 @@ class Native:
         return codes, exponents
 
     def conv2d(
-        self, x: Operand, w: Operand, window: Window, groups: int, accumulator: Accumulator, order: Order, threads: int, /
+        self,
+        x: Operand,
+        w: Operand,
+        window: Window,
+        groups: int,
+        accumulator: Accumulator,
+        order: Order,
+        threads: int,
+        /,
     ) -> Float32Array:
         n, height, width, _ = x.mantissas.shape
         oh, ow = window.output_size(height, width)

@@ -35,7 +35,10 @@ def _loops() -> Any:
 
 
 class Numba:
-    """Float arithmetic throughout: integers up to 2^24 are exact in float32, up to 2^53 in float64."""
+    """Float arithmetic throughout: integers up to 2^24 are exact in float32, up to 2^53 in float64.
+
+    Numba compiles a loop once for each type of its arguments, and a read-only array is another type: those are copied.
+    """
 
     name = "numba"
 
@@ -55,13 +58,22 @@ class Numba:
         if fmt.is_float:
             emin, largest = fmt.element_emin, encode_element(fmt.element_max, 0, fmt, "floor")
         _loops().quantize(
-            np.ascontiguousarray(x), fmt.block, fmt.mantissa_bits, fmt.element_exponent_bits, emin, fmt.element_emax, largest,
-            low, high, above, ROUNDINGS.index(rounding), np.uint64(seed & (1 << 64) - 1), codes, exponents,
+            np.require(x, requirements="W"), fmt.block, fmt.mantissa_bits, fmt.element_exponent_bits, emin,
+            fmt.element_emax, largest, low, high, above, ROUNDINGS.index(rounding),
+            np.uint64(seed & (1 << 64) - 1), codes, exponents,
         )  # fmt: skip
         return codes.astype(code_dtype(fmt)), exponents
 
     def conv2d(
-        self, x: Operand, w: Operand, window: Window, groups: int, accumulator: Accumulator, order: Order, threads: int, /
+        self,
+        x: Operand,
+        w: Operand,
+        window: Window,
+        groups: int,
+        accumulator: Accumulator,
+        order: Order,
+        threads: int,
+        /,
     ) -> Float32Array:
         loops = _loops()
         n, height, width, _ = x.mantissas.shape
@@ -93,7 +105,7 @@ class Numba:
         oh, ow = window.output_size(height, width)
         sizes = np.array([height, width, oh, ow, *window.kernel, *window.stride, *window.pads[:2], *window.dilation])
         result = np.zeros((n * oh * ow, w.shape[2]), np.float32)
-        args = (sizes, POINTWISE.index(pointwise), np.ascontiguousarray(x), np.ascontiguousarray(w))
+        args = (sizes, POINTWISE.index(pointwise), np.require(x, requirements="W"), np.require(w, requirements="W"))
         split(n * oh * ow, threads, lambda first, last: _loops().depthwise(*args, first, last, result))
         return result.reshape(n, oh, ow, -1)
 

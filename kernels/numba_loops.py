@@ -15,7 +15,7 @@ import numpy as np
 from fpgasim.numerics import NAN_EXPONENT, ROUNDINGS
 
 EVEN, NEAREST, FLOOR, STOCHASTIC = range(len(ROUNDINGS))
-FP16, BF16, _FP32_TYPE = range(3)  # as in contract.POINTWISE
+FP16, BF16 = range(2)  # as in contract.POINTWISE
 FP32, DOUBLE, LIMBS = range(3)  # how terms are summed
 
 #: 2^e is POWERS[e + ZERO].
@@ -52,7 +52,20 @@ def _round_magnitude(v, rounding, seed, index):
 
 @numba.njit(nogil=True)
 def quantize(
-    x, block, mantissa_bits, element_exponent_bits, emin, emax, max_code, low, high, above, rounding, seed, codes, exponents
+    x,
+    block,
+    mantissa_bits,
+    element_exponent_bits,
+    emin,
+    emax,
+    max_code,
+    low,
+    high,
+    above,
+    rounding,
+    seed,
+    codes,
+    exponents,
 ):
     """Fills codes (rows, blocks·block), zeros before, and exponents (rows, blocks)."""
     rows, n = x.shape
@@ -142,23 +155,19 @@ def _round_limbs(limbs):
 
 
 @numba.njit
-def _dot(a, w, lo, hi, d):
-    """d (outputs) = a (block) times w (block, outputs) for the outputs lo <= o < hi, product after product."""
-    for o in range(lo, hi):
-        d[o] = 0
-    n = a.size
-    k = 0
-    while k + 4 <= n:
+def _dot(a, w, lo, d):
+    """d (n) = a (block) times w (block, outputs) for the n outputs from lo on, product after product."""
+    d[:] = 0
+    hi, n = lo + d.size, a.size
+    for k in range(0, n - 3, 4):
         a0, a1, a2, a3 = a[k], a[k + 1], a[k + 2], a[k + 3]
-        w0, w1, w2, w3 = w[k], w[k + 1], w[k + 2], w[k + 3]
-        for o in range(lo, hi):
+        w0, w1, w2, w3 = w[k, lo:hi], w[k + 1, lo:hi], w[k + 2, lo:hi], w[k + 3, lo:hi]
+        for o in range(d.size):
             d[o] = d[o] + a0 * w0[o] + a1 * w1[o] + a2 * w2[o] + a3 * w3[o]
-        k += 4
-    while k < n:
-        a0, w0 = a[k], w[k]
-        for o in range(lo, hi):
-            d[o] = d[o] + a0 * w0[o]
-        k += 1
+    for k in range(n - n % 4, n):
+        a0, w0 = a[k], w[k, lo:hi]
+        for o in range(d.size):
+            d[o] += a0 * w0[o]
 
 
 @numba.njit(nogil=True)
@@ -169,19 +178,20 @@ def conv2d(sizes, groups, channels, chwk, mode, x, x_scales, w, w_scales, first,
     """
     height, width, oh, ow, kh, kw, stride_h, stride_w, top, left, dilation_h, dilation_w = sizes
     outputs, block, taps = w.shape[3], x.shape[2], kh * kw
-    d = np.empty(outputs, x.dtype)
-    acc = np.empty(outputs, np.float32)
-    sums = np.empty(outputs, np.float64)
-    limbs = np.empty((outputs, LIMB_COUNT), np.int64)
+    filters = outputs // groups
+    d = np.empty(filters, x.dtype)
+    acc = np.empty(filters, np.float32)
+    sums = np.empty(filters, np.float64)
+    limbs = np.empty((filters, LIMB_COUNT), np.int64)
     for p in range(first, last):
         column, line = p % ow, p // ow
         row, image = line % oh, line // oh
-        acc[:] = 0
-        sums[:] = 0
-        if mode == LIMBS:
-            limbs[:] = 0
         for g in range(groups):
-            lo, hi = g * outputs // groups, (g + 1) * outputs // groups
+            acc[:] = 0
+            sums[:] = 0
+            if mode == LIMBS:
+                limbs[:] = 0
+            lo = g * filters
             first_block = g * (channels // groups) // block
             blocks = ((g + 1) * (channels // groups) + block - 1) // block - first_block
             for step in range(taps * blocks):
@@ -192,28 +202,28 @@ def conv2d(sizes, groups, channels, chwk, mode, x, x_scales, w, w_scales, first,
                 if y < 0 or y >= height or z < 0 or z >= width:
                     continue
                 pixel = (image * height + y) * width + z
-                _dot(x[pixel, b], w[tap, b], lo, hi, d)
-                s, ws = x_scales[pixel, b], w_scales[tap, b]
+                _dot(x[pixel, b], w[tap, b], lo, d)
+                s, ws = x_scales[pixel, b], w_scales[tap, b, lo : lo + filters]
                 if mode == FP32:
-                    for o in range(lo, hi):
+                    for o in range(d.size):
                         acc[o] += np.float32(np.float64(d[o]) * (s * ws[o]))
                 elif mode == DOUBLE:
-                    for o in range(lo, hi):
+                    for o in range(d.size):
                         sums[o] += np.float64(d[o]) * (s * ws[o])
                 else:
-                    for o in range(lo, hi):
+                    for o in range(d.size):
                         t = np.float64(d[o]) * (s * ws[o])
                         if not math.isfinite(t):
                             acc[o] += np.float32(t)
                         elif t != 0.0:
                             _add_limbs(limbs[o], t)
-        for o in range(outputs):
-            if mode == DOUBLE:
-                result[p, o] = np.float32(sums[o])
-            elif mode == LIMBS and acc[o] == 0:
-                result[p, o] = _round_limbs(limbs[o])
-            else:
-                result[p, o] = acc[o]
+            for o in range(filters):
+                if mode == DOUBLE:
+                    result[p, lo + o] = np.float32(sums[o])
+                elif mode == LIMBS and acc[o] == 0:
+                    result[p, lo + o] = _round_limbs(limbs[o])
+                else:
+                    result[p, lo + o] = acc[o]
 
 
 @numba.njit
@@ -268,7 +278,9 @@ def depthwise(sizes, pointwise, x, w, first, last, result):
                 _round_fp16(products, product_bits)
             elif pointwise == BF16:
                 _round_bf16(products, product_bits)
-                for o in range(outputs):  # below 2^-126 the float32 product was rounded already: once, from the exact one
+                for o in range(
+                    outputs
+                ):  # below 2^-126 the float32 product was rounded already: once, from the exact one
                     exact = abs(np.float64(a[o // multiplier]) * np.float64(b[o]))
                     if exact < POWERS[ZERO - 126]:
                         products[o] = math.copysign(np.float32((exact + magic) - magic), products[o])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 def split(count: int, threads: int, work: Callable[[int, int], object]) -> None:
     """Calls `work(first, last)` on about equal parts of range(count), on up to `threads` threads."""
     parts = max(1, min(threads, count))
-    bounds = [count * i // parts for i in range(parts + 1)]
-    others = [_pool(parts - 1).submit(work, *pair) for pair in zip(bounds[1:-1], bounds[2:], strict=True)]
-    work(bounds[0], bounds[1])
-    for other in others:
-        other.result()
+    mine, *others = itertools.pairwise(count * i // parts for i in range(parts + 1))
+    running = [_pool(parts - 1).submit(work, *part) for part in others]
+    work(*mine)
+    for task in running:
+        task.result()
 
 
 @functools.cache

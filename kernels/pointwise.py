@@ -20,9 +20,9 @@ FP16_OVERFLOW = 65520.0
 
 
 def round_to(x: Array, pointwise: Pointwise) -> Float32Array:
-    """`x` (float32 or float64) rounded once to `pointwise`: fp16 saturates to ±65504, bf16 and fp32 overflow to infinity.
+    """`x` (float32 or float64) rounded once to `pointwise`.
 
-    NaN stays NaN; subnormals are kept.
+    fp16 saturates to ±65504, bf16 and fp32 overflow to infinity; NaN stays NaN; subnormals are kept.
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         if pointwise == "fp16":
@@ -87,7 +87,9 @@ def _by_table(function: str, x: Float32Array, pointwise: Pointwise) -> Float32Ar
 def _table(function: str, pointwise: Pointwise) -> Float32Array:
     """The function's value for each of the 65,536 codes of the type."""
     codes = np.arange(1 << 16, dtype=np.uint32)
-    values = codes.astype(np.uint16).view(np.float16) if pointwise == "fp16" else (codes << np.uint32(16)).view(np.float32)
+    values = (
+        codes.astype(np.uint16).view(np.float16) if pointwise == "fp16" else (codes << np.uint32(16)).view(np.float32)
+    )
     with np.errstate(invalid="ignore", under="ignore"):
         return round_to(_FUNCTIONS[function](values.astype(np.float64)), pointwise)
 

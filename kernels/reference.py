@@ -38,7 +38,15 @@ class Reference:
         return codes.reshape(rows, blocks * fmt.block), s.astype(np.int16)
 
     def conv2d(
-        self, x: Operand, w: Operand, window: Window, groups: int, accumulator: Accumulator, order: Order, threads: int, /
+        self,
+        x: Operand,
+        w: Operand,
+        window: Window,
+        groups: int,
+        accumulator: Accumulator,
+        order: Order,
+        threads: int,
+        /,
     ) -> Float32Array:
         n, height, width, _ = x.mantissas.shape
         oh, ow = window.output_size(height, width)
@@ -54,7 +62,14 @@ class Reference:
                 a, ea = _block(x, block)
                 b, eb = _block(w, block)
                 b, eb = b[filters, kh, kw], eb[filters, kh, kw]
-                sums.add(a.reshape(-1, x.block)[pixels], ea.reshape(-1)[pixels], b, eb, inside, x.fraction_bits + w.fraction_bits)
+                sums.add(
+                    a.reshape(-1, x.block)[pixels],
+                    ea.reshape(-1)[pixels],
+                    b,
+                    eb,
+                    inside,
+                    x.fraction_bits + w.fraction_bits,
+                )
             result[:, filters] = sums.rounded()
         return result.reshape(n, oh, ow, outputs)
 
@@ -103,7 +118,8 @@ def _encode(
     magnitude = np.ldexp(np.abs(v), -s)
     if not fmt.is_float:
         q = _round(np.ldexp(magnitude, fmt.fraction_bits), rounding, draws)
-        return np.copysign(np.minimum(q, fmt.max_code), v).astype(code_dtype(fmt))
+        mantissas: Array = np.copysign(np.minimum(q, fmt.max_code), v).astype(code_dtype(fmt))
+        return mantissas
     m, emin = fmt.mantissa_bits, fmt.element_emin
     p = np.where(magnitude == 0, emin, np.maximum(np.frexp(magnitude)[1] - 1, emin))
     magnitude = np.minimum(np.ldexp(_round(np.ldexp(magnitude, m - p), rounding, draws), p - m), fmt.element_max)
@@ -148,8 +164,10 @@ def _pixels(x: Operand, window: Window, kh: int, kw: int, oh: int, ow: int) -> t
     return _pixel_index(n, height, width, window, kh, kw, oh, ow)
 
 
-def _pixel_index(n: int, height: int, width: int, window: Window, kh: int, kw: int, oh: int, ow: int) -> tuple[Array, Array]:
-    """For each output pixel the flat index of the input pixel under tap (kh, kw), and whether it is inside the image."""
+def _pixel_index(
+    n: int, height: int, width: int, window: Window, kh: int, kw: int, oh: int, ow: int
+) -> tuple[Array, Array]:
+    """For each output pixel the flat index of the input pixel under tap (kh, kw), and whether it is inside."""
     rows = np.arange(oh) * window.stride[0] + kh * window.dilation[0] - window.pads[0]
     columns = np.arange(ow) * window.stride[1] + kw * window.dilation[1] - window.pads[1]
     inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))

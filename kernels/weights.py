@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class WeightCache(Generic[T]):
-    """Remembers a value for each operand and key, as long as the operand lives: its arrays must not change meanwhile."""
+    """Remembers a value for each operand and key while the operand lives: its arrays must not change meanwhile."""
 
     def __init__(self) -> None:
         self._known: WeakKeyDictionary[Operand, dict[Hashable, T]] = WeakKeyDictionary()

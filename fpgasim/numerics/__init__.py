@@ -4,4 +4,13 @@ from fpgasim.numerics.formats import CATALOGUE, NAN_EXPONENT, BlockFormat, get_f
 from fpgasim.numerics.scalar import ROUNDINGS, Rounding, get_rounding
 from fpgasim.numerics.tensors import BlockTensor
 
-__all__ = ["CATALOGUE", "NAN_EXPONENT", "ROUNDINGS", "BlockFormat", "BlockTensor", "Rounding", "get_format", "get_rounding"]
+__all__ = [
+    "CATALOGUE",
+    "NAN_EXPONENT",
+    "ROUNDINGS",
+    "BlockFormat",
+    "BlockTensor",
+    "Rounding",
+    "get_format",
+    "get_rounding",
+]

@@ -50,7 +50,9 @@ class BlockFormat:
             return
         if self.is_float:
             require(2 <= self.element_exponent_bits <= 5, "element_exponent_bits", "between 2 and 5")
-            require(1 <= self.mantissa_bits <= 7 - self.element_exponent_bits, "mantissa_bits", "so that 8 bits suffice")
+            require(
+                1 <= self.mantissa_bits <= 7 - self.element_exponent_bits, "mantissa_bits", "so that 8 bits suffice"
+            )
             require(self.element_max > 0, "element_max", "the largest element value")
             require(self.exponent_bits == 8, "exponent_bits", "8 for float elements")
         else:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from fpgasim.errors import UnknownNameError
 from fpgasim.numerics.formats import NAN_EXPONENT, BlockFormat
@@ -28,15 +28,15 @@ _ALIASES = {"away": "nearest", "truncate": "floor"}
 
 
 def get_rounding(name: str) -> Rounding:
-    """The canonical name of a rounding: `even`, `nearest` (ties away from zero), `floor` (toward zero), `stochastic`."""
+    """The canonical name of a rounding: `even`, `nearest` (ties away from zero), `floor` (to zero), `stochastic`."""
     canonical = _ALIASES.get(name, name)
     if canonical not in ROUNDINGS:
         raise UnknownNameError("rounding", name, (*ROUNDINGS, *_ALIASES))
-    return cast(Rounding, canonical)
+    return canonical
 
 
 def floor_log2(x: float) -> int:
-    """floor(log2 |x|) of a finite x ≠ 0, exact (a float logarithm is not: it says 1 too much just below a power of 2)."""
+    """floor(log2 |x|) of a finite x ≠ 0, exact (a float logarithm says 1 too much just below a power of 2)."""
     return math.frexp(x)[1] - 1
 
 
@@ -86,7 +86,9 @@ def encode_element(x: float, s: int, fmt: BlockFormat, rounding: Rounding, bits:
         return -q if negative else q
     m, emin = fmt.mantissa_bits, fmt.element_emin
     p = max(_floor_log2(v), emin) if v else emin
-    v = min(round_magnitude(v / Fraction(2) ** (p - m), rounding, bits) * Fraction(2) ** (p - m), Fraction(fmt.element_max))
+    v = min(
+        round_magnitude(v / Fraction(2) ** (p - m), rounding, bits) * Fraction(2) ** (p - m), Fraction(fmt.element_max)
+    )
     p = max(_floor_log2(v), emin) if v else emin  # rounding may have carried into the next power of two
     digits = int(v / Fraction(2) ** (p - m))
     normal = digits >> m  # 1, or 0 for a subnormal element
@@ -107,7 +109,11 @@ def decode_element(code: int, s: int, fmt: BlockFormat) -> float:
         return math.ldexp(code, s - fmt.fraction_bits)
     m = fmt.mantissa_bits
     field, digits = code >> m & (1 << fmt.element_exponent_bits) - 1, code & (1 << m) - 1
-    magnitude = math.ldexp(digits + (1 << m), field - 1 + fmt.element_emin - m) if field else math.ldexp(digits, fmt.element_emin - m)
+    magnitude = (
+        math.ldexp(digits + (1 << m), field - 1 + fmt.element_emin - m)
+        if field
+        else math.ldexp(digits, fmt.element_emin - m)
+    )
     return math.ldexp(-magnitude if code >> fmt.element_bits - 1 else magnitude, s)
 
 

@@ -56,7 +56,7 @@ class BlockTensor:
         return self.codes.shape
 
     def rows(self) -> tuple[Array, npt.NDArray[np.int16]]:
-        """(codes, exponents) with the block axis last and the tail padded with zero codes: (…, blocks·block), (…, blocks)."""
+        """Codes (…, blocks·block) and exponents (…, blocks), the block axis last, the tail padded with zero codes."""
         codes, exponents = np.moveaxis(self.codes, self.axis, -1), np.moveaxis(self.exponents, self.axis, -1)
         padding = exponents.shape[-1] * self.format.block - codes.shape[-1]
         if padding:
@@ -64,7 +64,10 @@ class BlockTensor:
         return np.ascontiguousarray(codes), np.ascontiguousarray(exponents)
 
     def dequantize(self) -> Float32Array:
-        """The values as float32, exactly; NaN blocks are NaN."""
+        """The values as float32, exactly; NaN blocks are NaN.
+
+        A value beyond float32 is infinite; `quantize` makes none.
+        """
         if self.format.is_fp32:
             return self.codes.astype(np.float32, copy=True)
         codes, exponents = self.rows()
@@ -74,7 +77,8 @@ class BlockTensor:
         scale[exponents == NAN_EXPONENT] = np.nan
         values = codes.reshape(*exponents.shape, self.format.block) * scale[..., None]
         rows = values.reshape(codes.shape)[..., : self.shape[self.axis]]
-        return np.ascontiguousarray(np.moveaxis(rows, -1, self.axis), dtype=np.float32)
+        with np.errstate(over="ignore"):
+            return np.ascontiguousarray(np.moveaxis(rows, -1, self.axis), dtype=np.float32)
 
     def pack(self) -> bytes:
         """The tensor as dense bits: per row along `axis` and per block the shared exponent, then `block` elements.
@@ -88,7 +92,7 @@ class BlockTensor:
         codes, exponents = self.rows()
         if fmt.exponent_bits < 8 and (exponents == NAN_EXPONENT).any():
             count = int((exponents == NAN_EXPONENT).sum())
-            raise FormatError(f"{count} NaN blocks cannot be packed: the {fmt.exponent_bits}-bit exponent of {fmt.name} has no NaN code")
+            raise FormatError(f"{count} NaN blocks cannot be packed: the 5-bit exponent of {fmt.name} has no NaN code")
         elements = codes.reshape(-1, fmt.block).astype(np.int32)
         if not fmt.is_float and fmt.encoding == "sign_magnitude":
             elements = np.abs(elements) | (elements < 0).astype(np.int32) << fmt.mantissa_bits
@@ -115,13 +119,20 @@ class BlockTensor:
         if fmt.is_fp32:
             codes = np.moveaxis(np.frombuffer(data, "<f4").reshape(shape), axis, -1).astype(np.float32)
         else:
-            bits = np.unpackbits(np.frombuffer(data, np.uint8), count=rows * blocks * block_bits, bitorder="little")
-            bits = bits.reshape(rows * blocks, block_bits)
-            exponents = (_from_bits(bits[:, : fmt.exponent_bits], fmt.exponent_bits) - fmt.exponent_bias).astype(np.int16)
-            exponents = exponents.reshape(*moved, blocks)
+            stream = np.unpackbits(np.frombuffer(data, np.uint8), count=rows * blocks * block_bits, bitorder="little")
+            bits = stream.reshape(rows * blocks, block_bits)
+            stored = _from_bits(bits[:, : fmt.exponent_bits], fmt.exponent_bits)
+            exponents = (stored - fmt.exponent_bias).astype(np.int16).reshape(*moved, blocks)
             elements = _from_bits(bits[:, fmt.exponent_bits :], fmt.element_bits)
-            codes = _signed(elements, fmt).astype(code_dtype(fmt)).reshape(*moved, blocks * fmt.block)[..., : shape[axis]]
-        return cls(np.ascontiguousarray(np.moveaxis(codes, -1, axis)), np.ascontiguousarray(np.moveaxis(exponents, -1, axis)), fmt, axis)
+            codes = (
+                _signed(elements, fmt).astype(code_dtype(fmt)).reshape(*moved, blocks * fmt.block)[..., : shape[axis]]
+            )
+        return cls(
+            np.ascontiguousarray(np.moveaxis(codes, -1, axis)),
+            np.ascontiguousarray(np.moveaxis(exponents, -1, axis)),
+            fmt,
+            axis,
+        )
 
 
 def _signed(elements: npt.NDArray[np.int32], fmt: BlockFormat) -> npt.NDArray[np.int32]:
@@ -132,7 +143,9 @@ def _signed(elements: npt.NDArray[np.int32], fmt: BlockFormat) -> npt.NDArray[np
         return np.where(sign, -(elements & fmt.max_code), elements)
     codes = elements - (sign << fmt.element_bits)
     if (codes < -fmt.max_code).any():
-        raise FormatError(f"mantissa {-fmt.max_code - 1} is not one of {fmt.name}: its mantissas are ±{fmt.max_code} at most")
+        raise FormatError(
+            f"mantissa {-fmt.max_code - 1} is not one of {fmt.name}: its mantissas are ±{fmt.max_code} at most"
+        )
     return codes
 
 
@@ -142,4 +155,5 @@ def _to_bits(values: npt.NDArray[np.int32], width: int) -> npt.NDArray[np.uint8]
 
 
 def _from_bits(bits: npt.NDArray[np.uint8], width: int) -> npt.NDArray[np.int32]:
-    return (bits.reshape(-1, width).astype(np.int32) << np.arange(width, dtype=np.int32)).sum(axis=1, dtype=np.int32)
+    weights = np.int32(1) << np.arange(width, dtype=np.int32)
+    return bits.reshape(-1, width).astype(np.int32) @ weights
