@@ -2,8 +2,9 @@
 
 ```python``` blocks of a page are run one after another in one namespace; what they print must be the ```text``` block
 that follows at once, if there is one. In ```console``` blocks each `$ fpgasim …` line is run and the lines up to the
-next `$` must be its output. `...` in expected output stands for anything. The programs in docs/examples/ are run too;
-what they print must be the .txt file beside them. All run in a folder with the files of `sandbox`.
+next `$` must be its output. `...` in expected output stands for anything. Blocks of another language are not run: `py`
+is Python that needs the network. The programs in docs/examples/ are run too; what they print must be the .txt file
+beside them. All run in a folder with the files of `sandbox`.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import io
 import re
 import runpy
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,12 +62,16 @@ def check(expected: str, got: str, where: str) -> None:
 
 @pytest.fixture
 def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty folder with the files that the pages speak of: photo.jpg and weights.npy."""
+    """A folder with the files that the pages speak of: a photograph, an array, ResNet-50 as ONNX without its weights."""
     import matplotlib.cbook
     import numpy as np
+    import onnx
 
-    photograph = matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
-    (tmp_path / "photo.jpg").write_bytes(Path(str(photograph)).read_bytes())
+    photograph = Path(str(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)))
+    shutil.copy(photograph, tmp_path / "photo.jpg")
+    shutil.copy(photograph, tmp_path / "picture.jpg")
+    light = Path(onnx.__file__).parent / "backend/test/data/light/light_resnet50.onnx"
+    shutil.copy(light, tmp_path / "resnet50.onnx")
     np.save(tmp_path / "weights.npy", np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FPGASIM_KERNELS", raising=False)

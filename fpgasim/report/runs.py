@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,6 +15,9 @@ from fpgasim.placement import Decision, Plan
 from fpgasim.report.comparison import Difference, Ranked
 from fpgasim.report.text import count, milliseconds, plural, scaled, share, table
 from fpgasim.runtime import Timing
+
+#: Columns of running text.
+WIDTH = 118
 
 
 def title(plan: Plan) -> str:
@@ -119,7 +123,7 @@ def timing_notes(plan: Plan, timing: Timing) -> str:
     ]
     if device.assumed:
         lines.append(f"Assumed, since nobody published them: {', '.join(sorted(device.assumed))}.")
-    return "\n".join(lines)
+    return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in lines)
 
 
 def layers_table(timing: Timing) -> Any:
