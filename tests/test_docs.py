@@ -62,7 +62,7 @@ def check(expected: str, got: str, where: str) -> None:
 
 @pytest.fixture
 def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder with the files that the pages speak of: a photograph, an array, ResNet-50 as ONNX without its weights."""
+    """A folder with what the pages speak of: a photograph, an array, ResNet-50 as ONNX without its weights."""
     import matplotlib.cbook
     import numpy as np
     import onnx
