@@ -5,6 +5,7 @@ from fpgasim.zoo.downloads import Source, fetch, sources
 from fpgasim.zoo.imagenet import labels, top_k
 from fpgasim.zoo.images import Preprocessing, preprocess
 from fpgasim.zoo.networks import NETWORKS, Network, build, load, names
+from fpgasim.zoo.seeding import seed_weights
 
 __all__ = [
     "NETWORKS",
@@ -18,6 +19,7 @@ __all__ = [
     "names",
     "preprocess",
     "read_checkpoint",
+    "seed_weights",
     "sources",
     "top_k",
 ]

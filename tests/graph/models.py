@@ -10,6 +10,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+import fpgasim as fs
+
 OPSETS = (7, 9, 11, 13, 17, 21, 26)
 #: What `convnet` can put one after the other.
 BLOCKS = (
@@ -170,37 +172,7 @@ def light_model(name: str, seed: int = 0) -> onnx.ModelProto:
     import onnx.backend.test
 
     root = Path(onnx.backend.test.__file__).parent / "data" / "light"
-    model = onnx.load(root / f"light_{name}.onnx")
-    rng = np.random.default_rng(seed)
-    shapes = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    uses = {read: (node.op_type, i) for node in model.graph.node for i, read in enumerate(node.input)}
-    kept = []
-    for node in model.graph.node:
-        if node.op_type != "ConstantOfShape":
-            kept.append(node)
-            continue
-        shape = tuple(int(n) for n in shapes[node.input[0]])
-        op_type, index = uses[node.output[0]]
-        if op_type in ("Conv", "Gemm") and index == 1:
-            array = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
-        elif op_type == "BatchNormalization":
-            array = rng.uniform(0.5, 1.5, shape) if index in (1, 4) else rng.uniform(-0.2, 0.2, shape)
-        else:
-            array = rng.uniform(0.8, 1.2, shape)
-        model.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), node.output[0]))
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
-    named = {tensor.name for tensor in model.graph.initializer}
-    inputs = [info for info in model.graph.input if info.name not in shapes]
-    declared = {info.name for info in inputs}
-    inputs += [
-        helper.make_tensor_value_info(t.name, t.data_type, t.dims)
-        for t in model.graph.initializer
-        if t.name in named and t.name not in declared
-    ]
-    del model.graph.input[:]
-    model.graph.input.extend(inputs)
-    return model
+    return fs.zoo.seed_weights(onnx.load(root / f"light_{name}.onnx"), seed)
 
 
 def feeds_for(model: onnx.ModelProto, seed: int = 0, **dims: int) -> dict[str, np.ndarray]:
