@@ -49,12 +49,16 @@ $(READY): $(SOURCES) $(BIN)/python
 	$(BIN)/python -m pip install --editable '.[demo,test]'
 	@touch $@
 
+# The given PYTHON, else the first that is new enough and can make virtual environments.
+CANDIDATES := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11)
 $(BIN)/python:
-	@for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+	@for python in $(CANDIDATES); do \
 	  if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	    echo "Making $(VENV) with $$($$python --version)"; rm -rf $(VENV); exec "$$python" -m venv $(VENV); \
 	  fi; \
 	done; \
 	echo "fpgasim needs Python 3.11 or newer with its venv module (Debian: apt install python3-venv)." >&2; \
-	echo "Looked for $(PYTHON) python3, python3.14 … python3.11; python3 here is: $$(python3 --version 2>&1)." >&2; \
+	for python in $(CANDIDATES); do \
+	  echo "  $$python: $$("$$python" --version 2>/dev/null || echo not there)" >&2; \
+	done; \
 	echo "PYTHON=/path/to/python make … chooses another." >&2; exit 1
