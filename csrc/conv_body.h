@@ -72,7 +72,8 @@ FS_INLINE float block_scale(int32_t largest, int32_t exponent, int32_t fraction_
   return (float)fs_power(power);
 }
 
-void FS_FN(fs_prepare)(const fs_conv *c, const int16_t *exponents, int32_t fraction_bits, fs_pixels *x) {
+static __attribute__((noinline)) void prepare(const fs_conv *c, const int16_t *exponents, int32_t fraction_bits,
+                                              fs_pixels *x) {
   const int64_t bytes = c->is_float ? 4 : 2;
   const char *m = x->mantissas;
   x->largest = 0;
@@ -87,6 +88,12 @@ void FS_FN(fs_prepare)(const fs_conv *c, const int16_t *exponents, int32_t fract
     x->high[p] = (int16_t)range.high;
   }
   for (int64_t b = 0; b < c->blocks; b++) x->scales[x->pixels * c->blocks + b] = 1.0f;
+}
+
+void FS_FN(fs_prepare)(const fs_conv *c, const int16_t *exponents, int32_t fraction_bits, fs_pixels *x) {
+  fs_fp_state state = fs_fp_enter();
+  prepare(c, exponents, fraction_bits, x);
+  fs_fp_leave(state);
 }
 
 /* Where the filters of a panel and its channel blocks lie. */
@@ -105,8 +112,8 @@ FS_INLINE panel_shape shape_of_panel(const fs_conv *c, int64_t panel) {
   return s;
 }
 
-void FS_FN(fs_pack)(const fs_conv *c, const void *mantissas, const int16_t *exponents, int32_t fraction_bits,
-                    fs_filters *w) {
+static __attribute__((noinline)) void pack(const fs_conv *c, const void *mantissas, const int16_t *exponents,
+                                           int32_t fraction_bits, fs_filters *w) {
   const int64_t filters = c->outputs / c->groups, panels = c->groups * ((filters + NR - 1) / NR);
   const int64_t taps = c->window.kernel_height * c->window.kernel_width, steps = taps * c->group_blocks;
   const int64_t n = c->padded;
@@ -149,6 +156,13 @@ void FS_FN(fs_pack)(const fs_conv *c, const void *mantissas, const int16_t *expo
     w->low[panel] = (int16_t)range.low;
     w->high[panel] = (int16_t)range.high;
   }
+}
+
+void FS_FN(fs_pack)(const fs_conv *c, const void *mantissas, const int16_t *exponents, int32_t fraction_bits,
+                    fs_filters *w) {
+  fs_fp_state state = fs_fp_enter();
+  pack(c, mantissas, exponents, fraction_bits, w);
+  fs_fp_leave(state);
 }
 
 /* Everything of a call that its tiles share. */

@@ -27,7 +27,8 @@ class Reference:
         if fmt.is_fp32:
             return x.copy(), np.zeros((rows, n), np.int16)
         padded = np.zeros((rows, blocks * fmt.block))
-        padded[:, :n] = x
+        with np.errstate(invalid="ignore"):  # a signaling NaN
+            padded[:, :n] = x
         v = padded.reshape(rows, blocks, fmt.block)
         s = _shared_exponents(v, fmt)
         v = np.where((s == NAN_EXPONENT)[..., None], 0.0, v)
@@ -127,7 +128,8 @@ def _encode(
     digits = np.ldexp(magnitude, m - p).astype(np.int64)
     normal = digits >> m
     codes = (p - emin + normal << m) + (digits - (normal << m))
-    return (codes | np.signbit(v).astype(np.int64) << fmt.element_bits - 1).astype(np.uint8)
+    patterns: Array = (codes | np.signbit(v).astype(np.int64) << fmt.element_bits - 1).astype(np.uint8)
+    return patterns
 
 
 def _round(v: Float64Array, rounding: Rounding, draws: npt.NDArray[np.uint64]) -> Float64Array:

@@ -53,7 +53,10 @@ class BlockFormat:
             require(
                 1 <= self.mantissa_bits <= 7 - self.element_exponent_bits, "mantissa_bits", "so that 8 bits suffice"
             )
-            require(self.element_max > 0, "element_max", "the largest element value")
+            largest = math.ldexp(
+                2 - 2.0**-self.mantissa_bits, (1 << self.element_exponent_bits) - 2 + self.element_emin
+            )
+            require(0 < self.element_max <= largest, "element_max", f"the largest element value, at most {largest:g}")
             require(self.exponent_bits == 8, "exponent_bits", "8 for float elements")
         else:
             require(1 <= self.mantissa_bits <= 15, "mantissa_bits", "between 1 and 15")

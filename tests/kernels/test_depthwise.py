@@ -1,0 +1,53 @@
+"""Every backend's depthwise convolution is the reference's, bit for bit, and that one follows the pointwise unit."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fpgasim.kernels import Backend, Window, pointwise as unit
+from fpgasim.kernels.contract import POINTWISE
+from fpgasim.kernels.reference import Reference
+
+WINDOWS = [
+    Window((3, 3), pads=(1, 1, 1, 1)),
+    Window((2, 3), stride=(2, 1), pads=(0, 2, 3, 0), dilation=(1, 2)),
+    Window((1, 1), stride=(2, 2), pads=(3, 3, 3, 3)),  # most outputs see nothing but padding
+]
+each_type = pytest.mark.parametrize("pointwise", POINTWISE)
+
+
+@each_type
+@pytest.mark.parametrize("kind", ["ordinary", "spread", "any", "tiny"])
+def test_depthwise_is_the_reference(kernels: Backend, pointwise: Any, kind: str, numbers: Any, same_bits: Any) -> None:
+    rng = np.random.default_rng(0)
+    for window in WINDOWS:
+        for channels, multiplier in ((1, 1), (5, 1), (19, 1), (4, 3)):
+            x = unit.round_to(numbers(rng, kind, 2, 5, 6, channels), pointwise)
+            w = unit.round_to(numbers(rng, kind, *window.kernel, channels * multiplier), pointwise)
+            with np.errstate(over="ignore", invalid="ignore"):
+                expected = Reference().depthwise(x, w, window, pointwise, 1)
+            for threads in (1, 2):
+                assert same_bits(kernels.depthwise(x, w, window, pointwise, threads), expected)
+
+
+@each_type
+def test_products_that_underflow_round_once(kernels: Backend, pointwise: Any, same_bits: Any) -> None:
+    exponents = np.arange(-150, 40)
+    x = unit.round_to((1 + np.arange(190) % 7 / 8) * 2.0**exponents, pointwise).reshape(1, 1, 1, -1)
+    for power in (-90, -60, -30, -12, 0, 10):
+        w = np.full((1, 1, 190), unit.round_to(np.array([1.375 * 2.0**power]), pointwise)[0], np.float32)
+        expected = Reference().depthwise(x, w, Window((1, 1)), pointwise, 1)
+        assert same_bits(kernels.depthwise(x, w, Window((1, 1)), pointwise, 1), expected)
+
+
+@each_type
+def test_the_reference_rounds_each_product_and_each_sum(pointwise: Any, numbers: Any, same_bits: Any) -> None:
+    rng = np.random.default_rng(1)
+    x = unit.round_to(numbers(rng, "ordinary", 1, 1, 3, 2), pointwise)
+    w = unit.round_to(numbers(rng, "ordinary", 1, 3, 2), pointwise)
+    acc = unit.mul(x[0, 0, 0], w[0, 0], pointwise)
+    for i in (1, 2):
+        acc = unit.add(acc, unit.mul(x[0, 0, i], w[0, i], pointwise), pointwise)
+    got = Reference().depthwise(x, w, Window((1, 3)), pointwise, 1)
+    assert same_bits(got[0, 0, 0], acc)

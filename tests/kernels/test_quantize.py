@@ -1,0 +1,57 @@
+"""Every backend quantizes like the reference, bit for bit."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fpgasim.kernels import Backend
+from fpgasim.kernels.reference import Reference
+from fpgasim.numerics import CATALOGUE, ROUNDINGS, BlockFormat
+
+OWN = [
+    BlockFormat("one", mantissa_bits=1, exponent_bits=8, block=5),
+    BlockFormat("wide", mantissa_bits=15, exponent_bits=5, block=33),
+    BlockFormat("e2m5", 5, 8, 3, element_exponent_bits=2, element_max=7.875),
+]
+each_format = pytest.mark.parametrize("fmt", [*CATALOGUE.values(), *OWN], ids=lambda f: f.name)
+KINDS = ("ordinary", "spread", "any", "finite", "tiny", "zeros")
+
+
+@each_format
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_quantize_is_the_reference(
+    kernels: Backend, fmt: BlockFormat, rounding: Any, numbers: Any, same_bits: Any
+) -> None:
+    rng = np.random.default_rng(0)
+    for n in (0, 1, 7, 8, 15, 16, 17, 31, 32, 33, 64, 127, 129, 300):
+        for kind in KINDS:
+            x = numbers(rng, kind, 3, n)
+            seed = int(rng.integers(0, 2**64, dtype=np.uint64))
+            codes, exponents = kernels.quantize(x, fmt, rounding, seed)
+            expected = Reference().quantize(x, fmt, rounding, seed)
+            assert same_bits(codes, expected[0]), (n, kind)
+            assert same_bits(exponents, expected[1]), (n, kind)
+
+
+@each_format
+def test_quantize_is_the_reference_around_powers_of_two_and_ties(
+    kernels: Backend, fmt: BlockFormat, same_bits: Any
+) -> None:
+    powers = (2.0 ** np.arange(-149, 128)).astype(np.float32)
+    around = np.stack([np.nextafter(powers, np.float32(0)), powers, np.nextafter(powers, np.float32(np.inf))], axis=1)
+    steps = np.arange(1, 257, dtype=np.float32) / 2
+    ties = np.stack([np.full_like(steps, 128.0), steps, -steps, steps / 1024], axis=1) * np.float32(2.0**-3)
+    for x, block in ((around, 3), (np.ascontiguousarray(around.T), 2), (ties, 4), (ties.reshape(1, -1), 16)):
+        for rounding in ROUNDINGS:
+            small = fmt if fmt.is_fp32 else fmt.with_block(block)
+            got, expected = (k.quantize(x, small, rounding, 3) for k in (kernels, Reference()))
+            assert same_bits(got[0], expected[0])
+            assert same_bits(got[1], expected[1])
+
+
+def test_a_read_only_array_is_quantized_too(kernels: Backend, same_bits: Any) -> None:
+    x = np.linspace(-1, 1, 64, dtype=np.float32).reshape(2, 32)
+    writable = kernels.quantize(x, CATALOGUE["msfp16"], "even", 0)
+    x.setflags(write=False)
+    assert same_bits(kernels.quantize(x, CATALOGUE["msfp16"], "even", 0)[0], writable[0])

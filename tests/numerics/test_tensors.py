@@ -1,0 +1,127 @@
+"""Tensors of blocks: what quantization keeps, and the dense packing."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from fpgasim.errors import FormatError, InputError
+from fpgasim.numerics import CATALOGUE, NAN_EXPONENT, ROUNDINGS, BlockFormat, BlockTensor
+
+Quantize = Callable[..., Any]
+FORMATS = [f for f in CATALOGUE.values() if not f.is_fp32]
+each_format = pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.name)
+few = settings(max_examples=15, deadline=None, derandomize=True, database=None)
+
+
+@each_format
+def test_quantizing_again_changes_no_value(fmt: BlockFormat, quantize: Quantize, blocks: Any) -> None:
+    @few
+    @given(blocks)
+    def check(values: list[float]) -> None:
+        for rounding in ROUNDINGS:
+            once = quantize([values], fmt.with_block(4), rounding).dequantize()
+            again = quantize(once, fmt.with_block(4), rounding).dequantize()
+            assert np.array_equal(once, again, equal_nan=True)
+
+    check()
+
+
+@each_format
+def test_quantization_keeps_the_order_and_mirrors_the_sign(fmt: BlockFormat, quantize: Quantize, blocks: Any) -> None:
+    @few
+    @given(blocks)
+    def check(values: list[float]) -> None:
+        x = np.sort(np.array([[v for v in values if np.isfinite(v)]], np.float32))
+        whole = fmt.with_block(16)
+        for rounding in ROUNDINGS[:-1]:
+            y = quantize(x, whole, rounding).dequantize()
+            if not np.isnan(y).any():
+                assert (np.diff(y) >= 0).all()
+            assert np.array_equal(quantize(-x, whole, rounding).dequantize(), -y, equal_nan=True)
+
+    check()
+
+
+@each_format
+def test_the_error_is_at_most_half_a_step(fmt: BlockFormat, quantize: Quantize) -> None:
+    x = np.random.default_rng(4).standard_normal((20, fmt.block)).astype(np.float32)
+    tensor = quantize(x, fmt)
+    bits = fmt.mantissa_bits if fmt.is_float else fmt.mantissa_bits - 1
+    largest = np.abs(x).max(axis=1, keepdims=True)
+    step = 2.0 ** (np.floor(np.log2(largest)) - bits)
+    error = np.abs(tensor.dequantize() - x)
+    unsaturated = np.abs(x) <= np.abs(tensor.dequantize()).max(axis=1, keepdims=True)
+    assert (error <= step / 2)[unsaturated].all()
+    assert (error <= step).all() or fmt.is_float
+
+
+@each_format
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_packing_and_unpacking_returns_the_tensor(fmt: BlockFormat, axis: int) -> None:
+    rng = np.random.default_rng(axis)
+    shape, blocks = [3, 5, 2], [3, 5, 2]
+    shape[axis] = 11
+    small = fmt.with_block(4)
+    blocks[axis] = 3
+    low, high = small.exponent_range
+    exponents = rng.integers(low, high, blocks, endpoint=True).astype(np.int16)
+    if small.exponent_bits == 8:
+        exponents.flat[1] = NAN_EXPONENT
+    if small.is_float:
+        codes = rng.integers(0, 1 << small.element_bits, shape).astype(np.uint8)
+    else:
+        kind = np.int8 if small.mantissa_bits <= 7 else np.int16
+        codes = rng.integers(-small.max_code, small.max_code, shape, endpoint=True).astype(kind)
+    tensor = BlockTensor(codes, exponents, small, axis)
+    data = tensor.pack()
+    rows = 30 // (3, 5, 2)[axis]
+    assert len(data) == -(-rows * 3 * (small.exponent_bits + 4 * small.element_bits) // 8)
+    back = BlockTensor.unpack(data, small, tuple(shape), axis)
+    assert back.codes.dtype == codes.dtype
+    assert (back.codes == codes).all()
+    assert (back.exponents == exponents).all()
+    assert back.axis == axis
+    assert np.array_equal(back.dequantize(), tensor.dequantize(), equal_nan=True)
+
+
+def test_the_packed_bits_are_exponent_then_elements_low_bit_first() -> None:
+    x = np.array([[4, -1]], np.int8)
+    tensor = BlockTensor(x, np.zeros((1, 1), np.int16), CATALOGUE["msfp12"].with_block(2), 1)
+    assert tensor.pack() == bytes([127, 0b1001_0100])  # sign and magnitude
+    agx = BlockTensor(x, np.zeros((1, 1), np.int16), CATALOGUE["fp12agx"].with_block(2), 1)
+    assert int.from_bytes(agx.pack(), "little") == 15 | 4 << 5 | 0xFF << 13  # two's complement
+
+
+def test_fp32_packs_as_little_endian_floats() -> None:
+    x = np.arange(6, dtype=np.float32).reshape(2, 3) - 2
+    tensor = BlockTensor(x, np.zeros((2, 3), np.int16), CATALOGUE["fp32"], 1)
+    assert tensor.pack() == x.astype("<f4").tobytes()
+    assert (BlockTensor.unpack(tensor.pack(), "fp32", (2, 3)).dequantize() == x).all()
+
+
+def test_nan_blocks_pack_with_eight_bits_and_not_with_five(quantize: Quantize) -> None:
+    x = np.array([[1.0, np.inf]], np.float32)
+    wide = quantize(x, CATALOGUE["msfp16"].with_block(2))
+    assert wide.pack()[0] == 255
+    assert np.isnan(BlockTensor.unpack(wide.pack(), wide.format, (1, 2)).dequantize()).all()
+    with pytest.raises(FormatError, match="1 NaN blocks cannot be packed: the 5-bit exponent of fp11_intel"):
+        quantize(x, CATALOGUE["fp11_intel"].with_block(2)).pack()
+
+
+def test_unpacking_the_wrong_number_of_bytes_says_the_right_one() -> None:
+    with pytest.raises(InputError, match=r"3 bytes do not hold a msfp12 tensor of shape \(1, 16\); 9 would"):
+        BlockTensor.unpack(b"abc", "msfp12", (1, 16))
+
+
+def test_unpacking_a_mantissa_that_is_never_made_is_refused() -> None:
+    fmt = CATALOGUE["fp12agx"].with_block(1)
+    with pytest.raises(FormatError, match="mantissa -128 is not one of fp12agx"):
+        BlockTensor.unpack((15 | 0x80 << 5).to_bytes(2, "little"), fmt, (1, 1))
+
+
+def test_exponents_that_do_not_fit_the_codes_are_refused() -> None:
+    with pytest.raises(InputError, match=r"exponents of shape \(1, 1\) do not fit; \(1, 2\) would"):
+        BlockTensor(np.zeros((1, 17), np.int8), np.zeros((1, 1), np.int16), CATALOGUE["msfp12"], 1)
