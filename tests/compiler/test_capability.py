@@ -276,10 +276,12 @@ def test_what_stripes_of_rows_do_not_make_fit_is_too_large(field, largest, messa
     assert lowered("Conv", operands, device=dataclasses.replace(DEVICE, **{field: fits})).head == "conv"
 
 
-def test_the_largest_layers_of_vgg16_fit():
-    assert lowered("Conv", {"x": (1, 64, 224, 224), "w": weights(64, 64, 3, 3)}, pads=[1, 1, 1, 1]).macs == 1849688064
-    fc6 = lowered("Gemm", {"x": (1, 25088), "w": weights(25088, 16)}, rank=2)
-    assert fc6.macs == 25088 * 16
+@pytest.mark.parametrize("device", fs.npu.DEVICES.values(), ids=lambda d: d.name)
+def test_the_largest_layers_of_vgg16_fit(device):
+    image = {"x": (1, 64, 224, 224), "w": weights(64, 64, 3, 3)}
+    assert lowered("Conv", image, device=device, pads=[1, 1, 1, 1]).macs == 1849688064
+    rows = {"x": (1, 25088), "w": weights(25088, 16)}
+    assert lowered("Gemm", rows, device=device, rank=2).macs == 25088 * 16
 
 
 def test_ceil_mode_that_adds_nothing_may_count_padding():
