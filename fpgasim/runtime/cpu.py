@@ -53,7 +53,7 @@ class CpuRunner:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors; its warnings are about graphs that we made
+        options.log_severity_level = 4  # fatal: errors come as exceptions, warnings are about graphs that we made
         model = self._graph.extract(self._segment.inputs, sorted(outputs)).to_proto().SerializeToString()
         try:
             return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

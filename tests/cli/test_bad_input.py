@@ -192,21 +192,6 @@ def test_a_plan_that_cannot_be_written(refused, model):
     assert "/nowhere/x.fpgaplan" in refused("partition", model, "--save", "/nowhere/x.fpgaplan", exit_code=MODEL)
 
 
-def test_a_model_that_fails_while_it_runs(refused, tmp_path):
-    """Gather past the end: only ONNX Runtime, fed with the index, can tell."""
-    graph = helper.make_graph(
-        [helper.make_node("Gather", ["table", "i"], ["y"], name="gather")],
-        "small",
-        [helper.make_tensor_value_info("i", onnx.TensorProto.INT64, [1])],
-        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])],
-        [numpy_helper.from_array(np.ones(3, np.float32), "table")],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "m.onnx")
-    np.save(tmp_path / "i.npy", np.array([7]))
-    message = refused("run", tmp_path / "m.onnx", "--input", f"i={tmp_path / 'i.npy'}", exit_code=MODEL)
-    assert message.startswith("the CPU piece of node 'gather' failed on ONNX Runtime: ")
-
-
 @pytest.mark.parametrize(
     "line",
     [
@@ -233,22 +218,41 @@ def test_permission_denied_is_one_line(refused, tmp_path, monkeypatch):
     assert refused(*command, exit_code=1).endswith(": Permission denied")
 
 
-def fpgasim_process(*args):
+def argv(*args):
     return [sys.executable, "-m", "fpgasim", *map(str, args)]
 
 
-def test_the_installed_command_has_no_traceback_and_the_right_exit_code(tmp_path):
-    answer = subprocess.run(
-        fpgasim_process("simulate", tmp_path / "none.onnx"), capture_output=True, text=True, check=False
-    )
+def fpgasim_process(*args):
+    return subprocess.run(argv(*args), capture_output=True, text=True, check=False)
+
+
+def test_the_command_as_a_process_has_no_traceback_and_the_right_exit_code(tmp_path):
+    answer = fpgasim_process("simulate", tmp_path / "none.onnx")
     assert answer.returncode == MODEL
     assert answer.stdout == ""
     assert answer.stderr.startswith("fpgasim: error: no model ")
     assert answer.stderr.count("\n") == 1
 
 
+def test_a_model_that_fails_while_it_runs(tmp_path):
+    """Gather past the end: only ONNX Runtime can tell, and it must not write to standard error itself."""
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "i"], ["y"], name="gather")],
+        "small",
+        [helper.make_tensor_value_info("i", onnx.TensorProto.INT64, [1])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])],
+        [numpy_helper.from_array(np.ones(3, np.float32), "table")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "m.onnx")
+    np.save(tmp_path / "i.npy", np.array([7]))
+    answer = fpgasim_process("run", tmp_path / "m.onnx", "--input", f"i={tmp_path / 'i.npy'}")
+    assert answer.returncode == MODEL
+    assert answer.stderr.startswith("fpgasim: error: the CPU piece of node 'gather' failed on ONNX Runtime: ")
+    assert answer.stderr.count("\n") == 1
+
+
 def test_a_reader_that_goes_away_is_no_error():
-    writer = subprocess.Popen(fpgasim_process("formats", "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    writer = subprocess.Popen(argv("formats", "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert writer.stdout is not None
     assert writer.stderr is not None
     writer.stdout.close()
@@ -259,9 +263,7 @@ def test_a_reader_that_goes_away_is_no_error():
 def test_an_interrupt_exits_with_130_and_says_nothing_of_python(tmp_path):
     fifo = tmp_path / "model.onnx"
     os.mkfifo(fifo)  # reading it waits until the interrupt comes
-    process = subprocess.Popen(
-        fpgasim_process("simulate", fifo), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(argv("simulate", fifo), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     descriptor = os.open(fifo, os.O_WRONLY)  # returns once the command has opened the model
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
