@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,11 +12,8 @@ import numpy.typing as npt
 from fpgasim.npu.timing import LayerTiming
 from fpgasim.placement import Decision, Plan
 from fpgasim.report.comparison import Difference, Ranked
-from fpgasim.report.text import count, milliseconds, plural, scaled, share, table
+from fpgasim.report.text import count, milliseconds, paragraphs, plural, scaled, share, table
 from fpgasim.runtime import Timing
-
-#: Columns of running text.
-WIDTH = 118
 
 
 def title(plan: Plan) -> str:
@@ -109,7 +105,7 @@ def timing_table(plan: Plan, timing: Timing) -> Any:
     return table((">step", "side", "what", ">cycles", ">ms", ">utilization"), rows)
 
 
-def timing_notes(plan: Plan, timing: Timing) -> str:
+def timing_notes(plan: Plan, timing: Timing) -> Any:
     """What the figures of `timing_table` cover, and which of the device's values are assumed."""
     inputs = ", ".join(f"{t.name} {t.shape}" for t in plan.graph.inputs)
     device = timing.device
@@ -123,7 +119,7 @@ def timing_notes(plan: Plan, timing: Timing) -> str:
     ]
     if device.assumed:
         lines.append(f"Assumed, since nobody published them: {', '.join(sorted(device.assumed))}.")
-    return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in lines)
+    return paragraphs(*lines)
 
 
 def layers_table(timing: Timing) -> Any:

@@ -9,6 +9,8 @@ import click
 
 #: Wider than any table; rich then neither folds nor cuts a line.
 UNBOUNDED = 100_000
+#: Columns of running text.
+WIDTH = 118
 
 
 def show(*parts: Any) -> None:
@@ -40,6 +42,14 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, indent: i
         cells = [str(cell) for cell in row]
         result.add_row(" " * indent + cells[0], *cells[1:])
     return result
+
+
+def paragraphs(*texts: str) -> Any:
+    """Running text, each paragraph on lines of its own, no wider than WIDTH or the terminal."""
+    from rich.constrain import Constrain
+    from rich.text import Text
+
+    return Constrain(Text("\n".join(texts)), WIDTH)
 
 
 def count(value: float) -> str:
