@@ -33,9 +33,9 @@ def num_threads(threads: int | None = None) -> int:
     )
     try:
         count = int(value)
-    except ValueError:
+    except (TypeError, ValueError):
         count = 0
-    if count < 1:
+    if count < 1 or (not isinstance(value, str) and count != value):
         raise InputError(f"threads={value!r} is no thread count; a whole number from 1 up would do")
     return count
 
@@ -116,16 +116,19 @@ def conv2d(
     )
     _one_of("layout", layout, ("NCHW", "NHWC"))
     _one_of("packing", packing, ("channel", "window"))
+    x, w = (t if isinstance(t, BlockTensor) else _float32(t, name) for t, name in ((x, "x"), (w, "w")))
     x_format = _format_of("x", x, format)
     w_format = _format_of("w", w, format if weight_format is None else weight_format)
     check_alike(x_format, w_format)
-    x_shape, w_shape = _shape(x), _shape(w)
-    window, channels = _check_conv(x_shape, w_shape, layout, stride, padding, dilation, groups)
+    if not isinstance(w, BlockTensor):
+        _finite(w, "w")
+    w_shape = w.shape
+    window, channels = _check_conv(x.shape, w_shape, layout, stride, padding, dilation, groups)
     offsets = None if bias is None else unit.round_to(_checked_bias(bias, w_shape[0]), kind)
     kernels, workers = backend(), num_threads(threads)
 
     if groups == channels > 1:  # depthwise: the pointwise unit, no blocks
-        taps = np.ascontiguousarray(_values(w, "w")[:, 0].transpose(1, 2, 0))
+        taps = np.ascontiguousarray(_values(w)[:, 0].transpose(1, 2, 0))
         result = kernels.depthwise(
             unit.round_to(_nhwc(x, layout), kind), unit.round_to(taps, kind), window, kind, workers
         )
@@ -136,10 +139,13 @@ def conv2d(
                     "packing='window' needs groups=1 and numbers, not BlockTensors: it quantizes each window afresh"
                 )
             columns = unit.unfold(_nhwc(x, layout), window)
-            flat = _values(w, "w").transpose(0, 2, 3, 1).reshape(w_shape[0], 1, 1, -1)
+            flat = _values(w).transpose(0, 2, 3, 1).reshape(w_shape[0], 1, 1, -1)
             a, b, window = _operand(columns, x_format, mode), _operand(flat, w_format, mode), Window((1, 1))
         else:
-            a = _blocked(x, 1 if layout == "NCHW" else 3, "x") or _operand(_nhwc(x, layout), x_format, mode)
+            if isinstance(x, BlockTensor):
+                a = _blocked(x, 1 if layout == "NCHW" else 3, "x")
+            else:
+                a = _operand(_nhwc(x, layout), x_format, mode)
             b = _weights(w, w_format, mode, groups, channels)
         result = unit.round_to(kernels.conv2d(a, b, window, groups, acc, steps, workers), kind)
     if offsets is not None:
@@ -158,24 +164,20 @@ def expand_groups(w: Float32Array, groups: int, channels: int) -> Float32Array:
 
 
 def _weights(
-    w: npt.ArrayLike | BlockTensor, fmt: BlockFormat, rounding: Rounding, groups: int, channels: int
+    w: Float32Array | BlockTensor, fmt: BlockFormat, rounding: Rounding, groups: int, channels: int
 ) -> Operand:
     if not isinstance(w, BlockTensor):
-        return _operand(expand_groups(_finite(_values(w, "w"), "w"), groups, channels), fmt, rounding)
+        return _operand(expand_groups(w, groups, channels), fmt, rounding)
     if groups > 1:
         raise InputError(
             f"w is a BlockTensor and groups={groups}: blocks run over absolute channels, so pass w as numbers"
         )
-    ready = _blocked(w, 1, "w")
-    assert ready is not None
-    return ready
+    return _blocked(w, 1, "w")
 
 
-def _blocked(tensor: npt.ArrayLike | BlockTensor, axis: int, name: str) -> Operand | None:
-    """A BlockTensor as an operand, after a check that its blocks run along the channels; None for numbers."""
-    if not isinstance(tensor, BlockTensor):
-        return None
-    if tensor.axis != axis:
+def _blocked(tensor: BlockTensor, axis: int, name: str) -> Operand:
+    """`tensor` as an operand, after a check that its blocks run along the channels."""
+    if tensor.axis % len(tensor.shape) != axis:
         raise InputError(f"{name} has its blocks along axis {tensor.axis}; along axis {axis}, the channels, would do")
     return operand(tensor)
 
@@ -199,7 +201,7 @@ def _check_conv(
     if len(x) != 4 or len(w) != 4:
         raise InputError(f"x has shape {x} and w {w}; both need four dimensions")
     channels, height, width = (x[1], x[2], x[3]) if layout == "NCHW" else (x[3], x[1], x[2])
-    if groups < 1 or channels % groups or w[0] % groups:
+    if not _is_whole(groups, 1) or channels % groups or w[0] % groups:
         raise InputError(f"groups={groups} must divide the {channels} channels of x and the {w[0]} filters of w")
     if w[1] * groups != channels:
         raise InputError(f"w {w} takes {w[1] * groups} channels with groups={groups}, x {x} in {layout} has {channels}")
@@ -210,16 +212,21 @@ def _check_conv(
     return window, channels
 
 
+def _is_whole(value: Any, low: int) -> bool:
+    return isinstance(value, int | np.integer) and int(value) >= low
+
+
 def _pair(name: str, value: int | Sequence[int], low: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or any(not isinstance(v, int | np.integer) or v < low for v in pair):
-        raise InputError(f"{name}={value!r} must be a whole number from {low} up, or two")
+    """`value`, a number for both or (height, width), as a pair."""
+    pair = tuple(value) if isinstance(value, Sequence | np.ndarray) else (value, value)
+    if len(pair) != 2 or not all(_is_whole(v, low) for v in pair):
+        raise InputError(f"{name}={value!r} will not do; a whole number from {low} up, or two, would")
     return int(pair[0]), int(pair[1])
 
 
 def _pads(value: int | Sequence[int]) -> tuple[int, int, int, int]:
-    if not isinstance(value, int) and len(value) == 4:
-        return (*_pair("padding", value[:2], 0), *_pair("padding", value[2:], 0))
+    if isinstance(value, Sequence | np.ndarray) and len(value) == 4 and all(_is_whole(v, 0) for v in value):
+        return int(value[0]), int(value[1]), int(value[2]), int(value[3])
     top, left = _pair("padding", value, 0)
     return top, left, top, left
 
@@ -229,24 +236,23 @@ def _one_of(kind: str, value: str, known: tuple[str, ...]) -> None:
         raise UnknownNameError(kind, value, known)
 
 
-def _shape(tensor: npt.ArrayLike | BlockTensor) -> tuple[int, ...]:
-    return tensor.shape if isinstance(tensor, BlockTensor) else np.shape(tensor)
-
-
-def _nhwc(x: npt.ArrayLike | BlockTensor, layout: str) -> Float32Array:
-    values = _values(x, "x")
+def _nhwc(x: Float32Array | BlockTensor, layout: str) -> Float32Array:
+    values = _values(x)
     return np.ascontiguousarray(values.transpose(0, 2, 3, 1) if layout == "NCHW" else values)
 
 
-def _values(tensor: npt.ArrayLike | BlockTensor, name: str) -> Float32Array:
-    return tensor.dequantize() if isinstance(tensor, BlockTensor) else _float32(tensor, name)
+def _values(tensor: Float32Array | BlockTensor) -> Float32Array:
+    return tensor.dequantize() if isinstance(tensor, BlockTensor) else tensor
 
 
 def _float32(x: npt.ArrayLike, name: str) -> Float32Array:
-    array = np.asarray(x)
+    try:
+        array = np.asarray(x)
+    except ValueError as error:
+        raise InputError(f"{name} is no array of numbers: {error}") from None
     if array.dtype.kind not in "fiub":
         raise InputError(f"{name} has dtype {array.dtype}; real numbers would do")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         return array.astype(np.float32, copy=False)
 
 

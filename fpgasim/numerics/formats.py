@@ -47,6 +47,7 @@ class BlockFormat:
         require(self.exponent_bits in (0, 5, 8), "exponent_bits", "5 or 8 (0 only for fp32)")
         require(1 <= self.block <= 1 << 16, "block", "between 1 and 65536")
         if self.is_fp32:
+            require(self.block == 1, "block", "1 for fp32")
             return
         if self.is_float:
             require(2 <= self.element_exponent_bits <= 5, "element_exponent_bits", "between 2 and 5")

@@ -86,3 +86,8 @@ def test_a_bad_field_of_a_float_format_is_named(field: str, value: Any) -> None:
     fields = {"mantissa_bits": 3, "exponent_bits": 8, "block": 32, "element_exponent_bits": 4, "element_max": 448.0}
     with pytest.raises(FormatError, match=f"format 'bad': {field}={value} must be"):
         BlockFormat("bad", **(fields | {field: value}))
+
+
+def test_fp32_has_no_blocks() -> None:
+    with pytest.raises(FormatError, match="format 'fp32': block=16 must be 1 for fp32"):
+        CATALOGUE["fp32"].with_block(16)
