@@ -117,7 +117,7 @@ def _tanh(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """(1 − e^−2|x|) / (1 + e^−2|x|); by its odd series near 0, where that difference would cancel."""
     small = _exp(-2.0 * np.abs(x))
     far = np.copysign((1.0 - small) / (1.0 + small), x)
-    z = x * x
+    z = np.minimum(x * x, 1.0)  # where the series is not used it need not overflow
     near = np.zeros_like(x)
     for coefficient in _TANH_SERIES[::-1]:
         near = near * z + coefficient

@@ -86,7 +86,7 @@ class _Run:
                 for i, name in kept.items()
                 if layer.head != "pointwise" or i >= 0
             }
-            saturated = run_chain(flat, layer.stages, self._rows, pointwise, rows, unrounded=unrounded)
+            saturated = run_chain(flat, layer.stages, self._rows, pointwise, rows, self.threads, unrounded=unrounded)
             self._count(layer.name, saturated)
             self.values.update((kept[i], array.reshape(result.shape)) for i, array in rows.items())
         else:

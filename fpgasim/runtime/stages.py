@@ -5,13 +5,14 @@ The bits are those of `kernels/pointwise.py`, which defines each step; only the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from fpgasim.kernels import pointwise as unit
 from fpgasim.kernels.contract import Float32Array, Pointwise
+from fpgasim.kernels.parallel import split
 from fpgasim.npu import Stage
 
 #: Elements of a piece: it goes through the whole chain while it stays in the processor's second-level cache.
@@ -23,7 +24,8 @@ def run_chain(
     stages: Sequence[Stage],
     operand: Callable[[str], Float32Array],
     pointwise: Pointwise,
-    results: dict[int, Float32Array],
+    results: Mapping[int, Float32Array],
+    threads: int,
     *,
     unrounded: bool,
 ) -> int:
@@ -35,23 +37,27 @@ def run_chain(
     pixels, channels = source.shape
     operands = [None if stage.operand is None else operand(stage.operand) for stage in stages]
     step = max(1, PIECE // channels)
-    buffer = np.empty((3, min(step, pixels), channels), np.float32)
-    saturated = 0
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        for first in range(0, pixels, step):
-            piece = slice(first, min(first + step, pixels))
-            v, *scratch = buffer[:, : piece.stop - first]
-            v[:] = source[piece]
-            if unrounded:
-                saturated += round_in_place(v, pointwise, scratch)
-            if -1 in results:
-                results[-1][piece] = v
-            for i, (stage, values) in enumerate(zip(stages, operands, strict=True)):
-                other = values[piece] if values is not None and values.ndim == 2 else values
-                saturated += _apply(stage, v, other, pointwise, scratch)
-                if i in results:
-                    results[i][piece] = v
-    return saturated
+    counts: list[int] = []
+
+    def work(first_piece: int, last_piece: int) -> None:
+        buffer = np.empty((3, min(step, pixels), channels), np.float32)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            for first in range(first_piece * step, min(last_piece * step, pixels), step):
+                piece = slice(first, min(first + step, pixels))
+                v, *scratch = buffer[:, : piece.stop - first]
+                v[:] = source[piece]
+                if unrounded:
+                    counts.append(round_in_place(v, pointwise, scratch))
+                if -1 in results:
+                    results[-1][piece] = v
+                for i, (stage, values) in enumerate(zip(stages, operands, strict=True)):
+                    other = values[piece] if values is not None and values.ndim == 2 else values
+                    counts.append(_apply(stage, v, other, pointwise, scratch))
+                    if i in results:
+                        results[i][piece] = v
+
+    split(-(-pixels // step), threads, work)
+    return sum(counts)
 
 
 def _apply(

@@ -34,7 +34,7 @@ def test_rounding_in_place_is_the_definition_for_every_upper_half_of_a_float(poi
 def test_a_chain_is_its_stages_one_after_the_other(pointwise, pixels):
     rng = np.random.default_rng(0)
     source = (rng.standard_normal((pixels, 40)) * 300).astype(np.float32)
-    source[0, :4] = np.nan, -0.0, np.inf, 1e-7
+    source[0, :5] = np.nan, -0.0, np.inf, 1e-7, 3e38
     image, vector, one = (
         unit.round_to((rng.standard_normal(shape) * 300).astype(np.float32), pointwise)
         for shape in ((pixels, 40), 40, 1)
@@ -78,11 +78,11 @@ def test_a_chain_is_its_stages_one_after_the_other(pointwise, pixels):
                 v = unit.sigmoid(v, pointwise)
         expected.append(v)
     results = {i: np.empty_like(source) for i in range(-1, len(stages))}
-    assert run_chain(source, stages, operands.__getitem__, pointwise, results, unrounded=True) == overflows
+    assert run_chain(source, stages, operands.__getitem__, pointwise, results, 2, unrounded=True) == overflows
     assert [i for i in results if not same_bits(results[i], expected[i + 1])] == []
     # The last result may overwrite the source, and a source that is of the type already is not rounded again.
     rounded = expected[0].copy()
-    run_chain(rounded, stages, operands.__getitem__, pointwise, {len(stages) - 1: rounded}, unrounded=False)
+    run_chain(rounded, stages, operands.__getitem__, pointwise, {len(stages) - 1: rounded}, 1, unrounded=False)
     assert same_bits(rounded, expected[-1])
 
 
