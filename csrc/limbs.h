@@ -45,13 +45,15 @@ FS_INLINE float fs_limbs_round(int64_t *limbs) {
   while (top >= 0 && limbs[top] == 0) top--;
   if (top < 0) return 0.0f;
   /* The upper 33 to 53 bits with a 1 for anything below them: rounding that to float is rounding the sum. */
-  int64_t digits = limbs[top] << 32 | (top > 0 ? limbs[top - 1] : 0), rest = 0;
+  int64_t digits, rest = 0, below = top > 0 ? limbs[top - 1] : 0;
   int64_t last = FS_LIMB_BASE + 32 * (int64_t)(top - 1);
   for (int i = 0; i < top - 1; i++) rest |= limbs[i];
   if (limbs[top] >> 20) {
-    digits = limbs[top] << 20 | (top > 0 ? limbs[top - 1] >> 12 : 0);
-    rest |= top > 0 ? limbs[top - 1] & 0xfff : 0;
+    digits = limbs[top] << 20 | below >> 12;
+    rest |= below & 0xfff;
     last += 12;
+  } else {
+    digits = limbs[top] << 32 | below;
   }
   double value = (double)(digits | (rest != 0)) * fs_power(last);
   return (float)(negative ? -value : value);
