@@ -387,3 +387,13 @@ def test_the_thread_count_of_the_environment_reaches_both_sides(monkeypatch):
     assert num_threads() == session._threads == 3
     (cpu,) = session._steps[1].runner._sessions.values()
     assert cpu.get_session_options().intra_op_num_threads == 3
+
+
+def test_where_every_step_rounds_the_results_at_the_limit_are_counted():
+    net = Net(13)
+    net.op("Conv", "x", net.random(16, 1, 3, 3, scale=3e4), group=16, output="result")
+    session = fs.compile(plan_of(net.model(("N", 16, 5, 5), "result")))
+    result = session.run({"x": feed((1, 16, 5, 5))})["result"]
+    at_limit = int(np.count_nonzero(np.abs(result) == 65504))
+    assert 0 < at_limit < result.size
+    assert session.report().saturations == {"n0": at_limit}
