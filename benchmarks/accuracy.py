@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="resnet50_v1_f16weights.onnx")
     parser.add_argument("--set", default="imagenet-samples-1000")
-    parser.add_argument("--preprocess", default="resnet50_v1", help="the zoo network whose pixel scaling the model wants")
+    parser.add_argument("--preprocess", default="resnet50_v1", help="zoo network whose pixel scaling the model wants")
     parser.add_argument("--formats", default="msfp16,bw_1s5e5m")
     parser.add_argument("--device", default="bw_a10")
     parser.add_argument("--images", type=int, default=1000)

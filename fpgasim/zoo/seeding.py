@@ -43,7 +43,8 @@ def seed_weights(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
     copy.CopyFrom(model)
     graph = copy.graph
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    filled = {node.output[0]: node for node in graph.node if node.op_type == "ConstantOfShape" and node.input[0] in stored}
+    fills = (node for node in graph.node if node.op_type == "ConstantOfShape" and node.input[0] in stored)
+    filled = {node.output[0]: node for node in fills}
     shapes: dict[str, tuple[int, ...]] = {name: tuple(map(int, stored[n.input[0]])) for name, n in filled.items()}
     shapes |= {name: array.shape for name, array in stored.items() if array.dtype == np.float32}
     origin = {n.output[0]: n.input[0] for n in graph.node if n.op_type in _RESHAPING}
@@ -77,8 +78,8 @@ def _draw(generator: np.random.Generator, role: str, shape: tuple[int, ...], nod
     if role == "weight":
         transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
         fan_in = int(np.prod(shape[1:])) if node.op_type == "Conv" or transposed else shape[0]
-        return (generator.standard_normal(shape) * np.sqrt(2.0 / fan_in)).astype(np.float32)
+        return np.asarray(generator.standard_normal(shape) * np.sqrt(2.0 / fan_in), np.float32)
     if role == "shift":
-        return (0.1 * generator.standard_normal(shape)).astype(np.float32)
+        return np.asarray(0.1 * generator.standard_normal(shape), np.float32)
     low, high = (0.4, 0.6) if role == "residual" else (0.8, 1.2)
     return generator.uniform(low, high, shape).astype(np.float32)
