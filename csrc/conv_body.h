@@ -330,12 +330,14 @@ static tile_fn *const tiles[2][5][2] = {
      {float_limbs_1, float_limbs_n}},
 };
 
+#include "ordered_body.h"
+
 /* The fastest mode that is exact for a tile: x spans the powers of its pixels' blocks, w those of the panel's. */
 static sum_mode choose_mode(const call *o, span x, span w) {
   const fs_conv *c = o->c;
   const int empty = x.low > x.high || w.low > w.high; /* every d is 0, or a scale is NaN */
   const int32_t low = empty ? 0 : x.low + w.low, high = empty ? 0 : x.high + w.high;
-  if (c->exact) {
+  if (c->accumulator == FS_SUM_EXACT) {
     /* Every term is a multiple of 2^low, and no partial sum reaches 2^high times the bound of all |d| together. */
     const double bound = o->dot_bound * (double)(o->taps * c->group_blocks);
     const int fits = !c->is_float && bound < 9007199254740992.0 && bound * fs_power(high - low) < 9007199254740992.0;
@@ -391,7 +393,9 @@ static __attribute__((noinline)) void run_tiles(const call *o, int64_t first_pix
       const span x = locate(o, p, count, offsets);
       for (int64_t panel = from; panel < to; panel++) {
         const sum_mode mode = choose_mode(o, x, (span){o->w->low[panel], o->w->high[panel]});
-        tiles[c->is_float][mode][count > 1](o, panel, offsets, result + p * c->outputs);
+        tile_fn *run = tiles[c->is_float][mode][count > 1];
+        if (is_ordered(c)) run = ordered_tiles[c->is_float][mode == SCALED][count > 1];
+        run(o, panel, offsets, result + p * c->outputs);
       }
       p += count;
     }

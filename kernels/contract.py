@@ -7,8 +7,10 @@ compiler). NaNs may have any payload; every other result is the same bits on eve
 
 from __future__ import annotations
 
+import functools
+import re
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,26 +23,75 @@ Array = npt.NDArray[Any]
 Float32Array = npt.NDArray[np.float32]
 Int16Array = npt.NDArray[np.int16]
 
-Accumulator = Literal["fp32", "exact"]
-Order = Literal["khwc", "chwk"]
+#: How terms add up, as canonical text: one of `ACCUMULATORS` or `fixed(bits,frac,wrap|saturate)`.
+Accumulator = str
+#: In which order, as canonical text: one of `ORDERS` or `tree(T)`.
+Order = str
+Overflow = Literal["wrap", "saturate"]
 Pointwise = Literal["fp16", "bf16", "fp32"]
-ACCUMULATORS: tuple[Accumulator, ...] = get_args(Accumulator)
-ORDERS: tuple[Order, ...] = get_args(Order)
+ACCUMULATORS = ("fp32", "fp16", "bf16", "exact")
+ORDERS = ("khwc", "chwk")
+OVERFLOWS: tuple[Overflow, ...] = get_args(Overflow)
 POINTWISE: tuple[Pointwise, ...] = get_args(Pointwise)
 
 
+@dataclass(frozen=True)
+class Fixed:
+    """A two's complement accumulator of `bits` bits, the lowest `fraction` of them behind the point."""
+
+    bits: int
+    fraction: int
+    overflow: Overflow
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 64:
+            raise InputError(f"accumulator {self}: {self.bits} bits will not do; 2 to 64 would")
+        if not self.fraction < self.bits:
+            raise InputError(f"accumulator {self}: {self.fraction} of {self.bits} bits behind the point will not do; "
+                             f"0 to {self.bits - 1} would")  # fmt: skip
+
+    def __str__(self) -> str:
+        return f"fixed({self.bits},{self.fraction},{self.overflow})"
+
+
+_FIXED = re.compile(rf"fixed\(\s*(\d{{1,9}})\s*,\s*(\d{{1,9}})\s*,\s*({'|'.join(OVERFLOWS)})\s*\)")
+_TREE = re.compile(r"tree\(\s*(\d{1,9})\s*\)")
+
+
+@functools.cache
+def fixed_of(accumulator: Accumulator) -> Fixed | None:
+    """The numbers in `fixed(bits,frac,overflow)`; None for any other accumulator. Raises InputError out of range."""
+    found = _FIXED.fullmatch(accumulator)
+    return Fixed(int(found[1]), int(found[2]), cast(Overflow, found[3])) if found else None
+
+
+@functools.cache
+def engines_of(order: Order) -> int:
+    """T of `tree(T)`; 1 for the other orders, in which one engine adds all terms. Raises InputError out of range."""
+    found = _TREE.fullmatch(order)
+    engines = int(found[1]) if found else 1
+    if not 1 <= engines <= 1024:
+        raise InputError(f"order {order}: {engines} engines will not do; 1 to 1024 would")
+    return engines
+
+
 def get_accumulator(name: str) -> Accumulator:
-    """`name`, checked: `fp32` (one rounding per term, from +0) or `exact` (all terms, rounded once)."""
-    if name not in ACCUMULATORS:
-        raise UnknownNameError("accumulator", name, ACCUMULATORS)
-    return name
+    """`name`, checked and in canonical form; `Backend.conv2d` says what each accumulator does.
+
+    Raises UnknownNameError for a name that is none, InputError for a number in it that is out of range.
+    """
+    fixed = fixed_of(name) if isinstance(name, str) else None
+    if fixed is None and name not in ACCUMULATORS:
+        raise UnknownNameError("accumulator", name, (*ACCUMULATORS, "fixed(bits,frac,wrap|saturate)"))
+    return name if fixed is None else str(fixed)
 
 
 def get_order(name: str) -> Order:
-    """`name`, checked: `khwc` (kh, kw, channel block) or `chwk` (channel block, kh, kw)."""
-    if name not in ORDERS:
-        raise UnknownNameError("order", name, ORDERS)
-    return name
+    """`name`, checked and in canonical form; `Backend.conv2d` says what each order is. Raises as `get_accumulator`."""
+    tree = isinstance(name, str) and _TREE.fullmatch(name)
+    if not tree and name not in ORDERS:
+        raise UnknownNameError("order", name, (*ORDERS, "tree(T)"))
+    return f"tree({engines_of(name)})" if tree else name
 
 
 def get_pointwise(name: str) -> Pointwise:
@@ -122,13 +173,24 @@ class Backend(Protocol):
         groups > 1 blocks without a channel of the output's group, are skipped. A block's dot product d is an exact
         integer, its term t = d·2^s rounded once to fp32, s the sum of both exponents. Where an operand is float32,
         d is the fp32 sum of the fp32 products in ascending element order, from +0.
-        `fp32`: acc = fl32(acc + t) from +0. `exact`: the sum of all d·2^s, rounded once to fp32; infinities and
-        NaNs among the d·2^s add as in IEEE 754.
+
+        Accumulators, from +0:
+        `fp32`, `fp16`, `bf16`: acc = r(acc + t), the exact sum rounded once to the type, ties to even. fp16
+        saturates at ±65504, the others overflow to infinity. A result of zero is +0.
+        `fixed(bits,frac,overflow)`: acc is an integer of `bits` bits in two's complement; acc += t·2^frac rounded to
+        an integer, ties to even, modulo 2^bits or clamped to the range. An infinite t is beyond the range when
+        clamped, NaN when not. A NaN makes the result NaN. The result is acc·2^-frac rounded once to fp32.
+        `exact`: the sum of all d·2^s, rounded once to fp32; infinities and NaNs among the d·2^s add as in IEEE 754.
+
+        Orders: `khwc` (kh, kw, channel block) and `chwk` (channel block, kh, kw), one term after the other.
+        `tree(T)`: of the sequence `khwc`, positions outside the image included, engine j of T adds blocks j, j + T,
+        …; then neighbours are added in pairs, the sums of pairs again, and so on, each sum as above. One that has no
+        neighbour goes up as it is.
         """
         ...
 
-    def matmul(self, a: Operand, b: Operand, accumulator: Accumulator, threads: int, /) -> Float32Array:
-        """The product (M, N) of `a` (M, ·) and the transpose of `b` (N, ·); sums as in `conv2d`."""
+    def matmul(self, a: Operand, b: Operand, accumulator: Accumulator, order: Order, threads: int, /) -> Float32Array:
+        """The product (M, N) of `a` (M, ·) and the transpose of `b` (N, ·); sums as in a `conv2d` of one tap."""
         ...
 
     def depthwise(

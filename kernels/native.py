@@ -18,6 +18,8 @@ from fpgasim.kernels.contract import (
     Order,
     Pointwise,
     Window,
+    engines_of,
+    fixed_of,
 )
 from fpgasim.kernels.parallel import split
 from fpgasim.kernels.weights import WeightCache
@@ -27,6 +29,11 @@ from fpgasim.numerics.tensors import code_dtype
 
 _ROUNDING = dict(zip(ROUNDINGS, (lib.FS_EVEN, lib.FS_NEAREST, lib.FS_FLOOR, lib.FS_STOCHASTIC), strict=True))
 _POINTWISE = dict(zip(POINTWISE, (lib.FS_FP16, lib.FS_BF16, lib.FS_FP32), strict=True))
+
+_SUM = {
+    "fp32": lib.FS_SUM_FP32, "fp16": lib.FS_SUM_FP16, "bf16": lib.FS_SUM_BF16, "exact": lib.FS_SUM_EXACT,
+    "wrap": lib.FS_SUM_WRAP, "saturate": lib.FS_SUM_SATURATE,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,9 +95,9 @@ class Native:
         conv = _conv(x, w, height, width, window, groups, accumulator, order)
         return self._convolve(conv, x, w, n * height * width, n * oh * ow, threads).reshape(n, oh, ow, -1)
 
-    def matmul(self, a: Operand, b: Operand, accumulator: Accumulator, threads: int, /) -> Float32Array:
+    def matmul(self, a: Operand, b: Operand, accumulator: Accumulator, order: Order, threads: int, /) -> Float32Array:
         rows = len(a.mantissas)
-        conv = _conv(a, b, rows, 1, Window((1, 1)), 1, accumulator, "khwc")
+        conv = _conv(a, b, rows, 1, Window((1, 1)), 1, accumulator, order)
         return self._convolve(conv, a, b, rows, rows, threads)
 
     def _convolve(self, conv: Any, x: Operand, w: Operand, pixels: int, out_pixels: int, threads: int) -> Float32Array:
@@ -195,6 +202,7 @@ def _conv(
 ) -> Any:
     is_float = np.float32 in (x.mantissas.dtype, w.mantissas.dtype)
     per_group = x.channels // groups
+    fixed, engines = fixed_of(accumulator), engines_of(order)
     spans = [-(-(g + 1) * per_group // x.block) - g * per_group // x.block for g in range(groups)]
     return ffi.new("fs_conv *", {
         "window": _window(window, height, width),
@@ -206,9 +214,12 @@ def _conv(
         "padded": x.block if is_float else x.block + x.block % 2,
         "group_blocks": max(spans),
         "is_float": is_float,
-        "has_exponents": x.exponents is not None or accumulator == "exact",
-        "exact": accumulator == "exact",
+        "has_exponents": x.exponents is not None or accumulator != "fp32" or engines > 1,
         "chwk": order == "chwk",
+        "accumulator": _SUM[fixed.overflow if fixed else accumulator],
+        "bits": fixed.bits if fixed else 64,
+        "fraction": fixed.fraction if fixed else 0,
+        "engines": engines,
     })  # fmt: skip
 
 

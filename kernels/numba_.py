@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from fpgasim.kernels.contract import (
     Order,
     Pointwise,
     Window,
+    engines_of,
+    fixed_of,
 )
 from fpgasim.kernels.parallel import split
 from fpgasim.kernels.weights import WeightCache
@@ -75,28 +78,40 @@ class Numba:
         threads: int,
         /,
     ) -> Float32Array:
-        loops = _loops()
+        loops, weights = _loops(), w
+        modes = loops.sums
         n, height, width, _ = x.mantissas.shape
         oh, ow = window.output_size(height, width)
         outputs, kh, kw, _ = w.mantissas.shape
         integers = np.float32 not in (x.mantissas.dtype, w.mantissas.dtype)
         bound = _largest(x) * _largest(w) * x.block if integers else 0.0
         kind = np.dtype(np.float32 if bound <= 1 << 24 else np.float64)
+        mode = modes.FP32
+        if x.exponents is None and accumulator == "fp32" and order == "khwc":
+            # Blocks of one with a scale of one: a tap's products go straight into the sum.
+            mode = modes.PLAIN
+            x, w = (replace(o, block=o.channels // groups) for o in (x, w))
         a = x.mantissas.reshape(-1, x.blocks, x.block).astype(kind)
-        b, b_scales = self._weights.get(w, kind, lambda: _pack(w, kind))
-        mode = loops.FP32
+        b, b_scales = self._weights.get(weights, (kind, w.block), lambda: _pack(w, kind))
+        fixed = fixed_of(accumulator)
         if accumulator == "exact":
             spread = bound * (kh * kw * x.blocks) * 2.0 ** (_spread(x) + _spread(w))
-            mode = loops.DOUBLE if integers and spread < 2.0**53 else loops.LIMBS
+            mode = modes.DOUBLE if integers and spread < 2.0**53 else modes.LIMBS
+        elif fixed:
+            mode = {"wrap": modes.WRAP, "saturate": modes.SATURATE}[fixed.overflow]
+        elif accumulator in ("fp16", "bf16"):
+            mode = POINTWISE.index(accumulator)
+        engines = 1 if accumulator == "exact" else min(engines_of(order), kh * kw * x.blocks)
+        digits = (fixed.bits, fixed.fraction) if fixed else (64, 0)
         sizes = np.array([height, width, oh, ow, *window.kernel, *window.stride, *window.pads[:2], *window.dilation])
         result = np.empty((n * oh * ow, outputs), np.float32)
-        args = (sizes, groups, x.channels, order == "chwk", mode, a, _scales(x), b, b_scales)
+        args = (sizes, groups, x.channels, order == "chwk", engines, mode, digits, a, _scales(x), b, b_scales)
         split(n * oh * ow, threads, lambda first, last: loops.conv2d(*args, first, last, result))
         return result.reshape(n, oh, ow, outputs)
 
-    def matmul(self, a: Operand, b: Operand, accumulator: Accumulator, threads: int, /) -> Float32Array:
+    def matmul(self, a: Operand, b: Operand, accumulator: Accumulator, order: Order, threads: int, /) -> Float32Array:
         x, w = (Operand(o.mantissas[:, None, None], o.exponents, o.block, o.fraction_bits, o.channels) for o in (a, b))
-        return self.conv2d(x, w, Window((1, 1)), 1, accumulator, "khwc", threads)[:, 0, 0]
+        return self.conv2d(x, w, Window((1, 1)), 1, accumulator, order, threads)[:, 0, 0]
 
     def depthwise(
         self, x: Float32Array, w: Float32Array, window: Window, pointwise: Pointwise, threads: int, /

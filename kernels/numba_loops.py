@@ -12,20 +12,11 @@ import math
 import numba
 import numpy as np
 
+from fpgasim.kernels import numba_sums as sums
+from fpgasim.kernels.numba_sums import POWERS, ZERO
 from fpgasim.numerics import NAN_EXPONENT, ROUNDINGS
 
 EVEN, NEAREST, FLOOR, STOCHASTIC = range(len(ROUNDINGS))
-FP16, BF16 = range(2)  # as in contract.POINTWISE
-FP32, DOUBLE, LIMBS = range(3)  # how terms are summed
-
-#: 2^e is POWERS[e + ZERO].
-ZERO = 600
-POWERS = np.ldexp(1.0, np.arange(-ZERO, ZERO + 1))
-
-#: An exact sum of doubles is a number of limbs of 32 bits, least first, each kept in 64; bit 0 is worth 2^LIMB_BASE.
-#: Terms lie between 2^(-149 - 254 - 28), their last bit 52 places lower, and 2^(128 + 254).
-LIMB_COUNT = 30
-LIMB_BASE = -512
 
 
 @numba.njit
@@ -102,62 +93,8 @@ def quantize(
 
 
 @numba.njit
-def _add_limbs(limbs, t):
-    mantissa, exponent = math.frexp(t)
-    digits = np.int64(abs(mantissa) * 9007199254740992.0)
-    position = exponent - 53 - LIMB_BASE
-    at, shift = position >> 5, position & 31
-    low, high = (digits & 0xFFFFFFFF) << shift, (digits >> 32) << shift
-    sign = -1 if t < 0 else 1
-    limbs[at] += sign * (low & 0xFFFFFFFF)
-    limbs[at + 1] += sign * ((low >> 32) + (high & 0xFFFFFFFF))
-    limbs[at + 2] += sign * (high >> 32)
-
-
-@numba.njit
-def _carry(limbs):
-    carry = np.int64(0)
-    for i in range(LIMB_COUNT):
-        v = limbs[i] + carry
-        carry = v >> 32
-        limbs[i] = v & 0xFFFFFFFF
-    return carry
-
-
-@numba.njit
-def _round_limbs(limbs):
-    """The sum rounded once to float32. Spoils the limbs."""
-    sign = 1.0
-    if _carry(limbs) < 0:
-        sign = -1.0
-        for i in range(LIMB_COUNT):
-            limbs[i] = limbs[i] ^ 0xFFFFFFFF
-        limbs[0] += 1
-        _carry(limbs)
-    top = LIMB_COUNT - 1
-    while top > 0 and limbs[top] == 0:
-        top -= 1
-    if limbs[top] == 0:
-        return np.float32(0.0)
-    # The upper 33 to 53 bits with a 1 for anything below them: rounding that to float32 is rounding the sum.
-    below = limbs[top - 1] if top > 0 else np.int64(0)
-    rest = False
-    for i in range(top - 1):
-        rest |= limbs[i] != 0
-    last = LIMB_BASE + 32 * (top - 1)
-    if limbs[top] >> 20:
-        digits = (limbs[top] << 20) | (below >> 12)
-        rest |= (below & 0xFFF) != 0
-        last += 12
-    else:
-        digits = (limbs[top] << 32) | below
-    return np.float32(sign * np.float64(digits | np.int64(rest)) * POWERS[ZERO + last])
-
-
-@numba.njit
-def _dot(a, w, lo, d):
-    """d (n) = a (block) times w (block, outputs) for the n outputs from lo on, product after product."""
-    d[:] = 0
+def _add_products(a, w, lo, d):
+    """d (n) += a (block) times w (block, outputs) for the n outputs from lo on, product after product."""
     hi, n = lo + d.size, a.size
     for k in range(0, n - 3, 4):
         a0, a1, a2, a3 = a[k], a[k + 1], a[k + 2], a[k + 3]
@@ -171,7 +108,7 @@ def _dot(a, w, lo, d):
 
 
 @numba.njit(nogil=True)
-def conv2d(sizes, groups, channels, chwk, mode, x, x_scales, w, w_scales, first, last, result):
+def conv2d(sizes, groups, channels, chwk, engines, mode, fixed, x, x_scales, w, w_scales, first, last, result):
     """Pixels first <= p < last of result (pixels, outputs).
 
     x (pixels, blocks, block) and w (taps, blocks, block, outputs) are of one float type that holds each dot product.
@@ -180,75 +117,70 @@ def conv2d(sizes, groups, channels, chwk, mode, x, x_scales, w, w_scales, first,
     outputs, block, taps = w.shape[3], x.shape[2], kh * kw
     filters = outputs // groups
     d = np.empty(filters, x.dtype)
+    t = np.empty(filters, np.float32)
     acc = np.empty(filters, np.float32)
-    sums = np.empty(filters, np.float64)
-    limbs = np.empty((filters, LIMB_COUNT), np.int64)
+    integers = np.empty(filters, np.int64)
+    doubles = np.empty(filters, np.float64)
+    limbs = np.empty((filters, sums.LIMB_COUNT), np.int64)
+    waiting = np.empty((sums.LEVELS, filters), np.float32)  # sums of 2^level engines that wait for a neighbour
+    waiting_integers = np.empty((sums.LEVELS, filters), np.int64)
     for p in range(first, last):
         column, line = p % ow, p // ow
         row, image = line % oh, line // oh
         for g in range(groups):
-            acc[:] = 0
-            sums[:] = 0
-            if mode == LIMBS:
-                limbs[:] = 0
             lo = g * filters
             first_block = g * (channels // groups) // block
             blocks = ((g + 1) * (channels // groups) + block - 1) // block - first_block
-            for step in range(taps * blocks):
-                tap = step % taps if chwk else step // blocks
-                b = first_block + (step // taps if chwk else step % blocks)
-                y = row * stride_h + tap // kw * dilation_h - top
-                z = column * stride_w + tap % kw * dilation_w - left
-                if y < 0 or y >= height or z < 0 or z >= width:
-                    continue
-                pixel = (image * height + y) * width + z
-                _dot(x[pixel, b], w[tap, b], lo, d)
-                s, ws = x_scales[pixel, b], w_scales[tap, b, lo : lo + filters]
-                if mode == FP32:
-                    for o in range(d.size):
-                        acc[o] += np.float32(np.float64(d[o]) * (s * ws[o]))
-                elif mode == DOUBLE:
-                    for o in range(d.size):
-                        sums[o] += np.float64(d[o]) * (s * ws[o])
-                else:
-                    for o in range(d.size):
-                        t = np.float64(d[o]) * (s * ws[o])
-                        if not math.isfinite(t):
-                            acc[o] += np.float32(t)
-                        elif t != 0.0:
-                            _add_limbs(limbs[o], t)
-            for o in range(filters):
-                if mode == DOUBLE:
-                    result[p, lo + o] = np.float32(sums[o])
-                elif mode == LIMBS and acc[o] == 0:
-                    result[p, lo + o] = _round_limbs(limbs[o])
-                else:
-                    result[p, lo + o] = acc[o]
-
-
-@numba.njit
-def _round_fp16(values, bits):
-    """Rounds float32 values, whose bits are `bits`, to fp16; saturates."""
-    for i in range(values.size):
-        sign = bits[i] & np.int32(-0x80000000)
-        magnitude = abs(values[i])
-        v = bits[i] & 0x7FFFFFFF
-        if magnitude >= np.float32(65504.0):
-            values[i] = np.float32(65504.0)
-        elif magnitude >= np.float32(6.103515625e-05):
-            bits[i] = (v + 0xFFF + ((v >> 13) & 1)) & ~0x1FFF
-        elif magnitude == magnitude:
-            values[i] = (magnitude + np.float32(0.75)) - np.float32(0.75)  # a multiple of 2^-24
-        bits[i] = bits[i] | sign
-
-
-@numba.njit
-def _round_bf16(values, bits):
-    """Rounds float32 values, whose bits are `bits`, to bf16."""
-    for i in range(values.size):
-        if values[i] == values[i]:
-            v = np.int64(bits[i])
-            bits[i] = np.int32((v + 0x7FFF + ((v >> 16) & 1)) & ~0xFFFF)
+            for engine in range(engines):
+                acc[:] = 0
+                integers[:] = 0
+                doubles[:] = 0
+                if mode == sums.LIMBS:
+                    limbs[:] = 0
+                for step in range(engine, taps * blocks, engines):
+                    tap = step % taps if chwk else step // blocks
+                    b = first_block + (step // taps if chwk else step % blocks)
+                    y = row * stride_h + tap // kw * dilation_h - top
+                    z = column * stride_w + tap % kw * dilation_w - left
+                    if y < 0 or y >= height or z < 0 or z >= width:
+                        continue
+                    pixel = (image * height + y) * width + z
+                    if mode == sums.PLAIN:
+                        _add_products(x[pixel, b], w[tap, b], lo, acc)
+                        continue
+                    d[:] = 0
+                    _add_products(x[pixel, b], w[tap, b], lo, d)
+                    s, ws = x_scales[pixel, b], w_scales[tap, b, lo : lo + filters]
+                    if mode == sums.FP32:
+                        for o in range(d.size):
+                            acc[o] += np.float32(np.float64(d[o]) * (s * ws[o]))
+                    elif mode == sums.DOUBLE:
+                        for o in range(d.size):
+                            doubles[o] += np.float64(d[o]) * (s * ws[o])
+                    elif mode == sums.LIMBS:
+                        for o in range(d.size):
+                            term = np.float64(d[o]) * (s * ws[o])
+                            if not math.isfinite(term):
+                                acc[o] += np.float32(term)
+                            elif term != 0.0:
+                                sums.add_limbs(limbs[o], term)
+                    else:
+                        for o in range(d.size):
+                            t[o] = np.float32(np.float64(d[o]) * (s * ws[o]))
+                        sums.add_terms(mode, fixed, acc, integers, t)
+                if engines > 1:
+                    level, passed = 0, engine
+                    while passed & 1:  # the left neighbour is complete
+                        sums.join(mode, fixed, acc, integers, waiting[level], waiting_integers[level])
+                        level, passed = level + 1, passed >> 1
+                    waiting[level], waiting_integers[level] = acc, integers
+            if engines > 1:
+                acc[:] = 0
+                integers[:] = 0
+                for level in range(sums.LEVELS):
+                    if engines >> level & 1:
+                        sums.join(mode, fixed, acc, integers, waiting[level], waiting_integers[level])
+            sums.results(mode, fixed, acc, integers, doubles, limbs, result[p, lo : lo + filters])
 
 
 @numba.njit(nogil=True)
@@ -274,10 +206,10 @@ def depthwise(sizes, pointwise, x, w, first, last, result):
             a, b = x[image, y, z], w[tap // kw, tap % kw]
             for o in range(outputs):
                 products[o] = a[o // multiplier] * b[o]
-            if pointwise == FP16:
-                _round_fp16(products, product_bits)
-            elif pointwise == BF16:
-                _round_bf16(products, product_bits)
+            if pointwise == sums.FP16:
+                sums.round_fp16(products, product_bits)
+            elif pointwise == sums.BF16:
+                sums.round_bf16(products, product_bits)
                 for o in range(
                     outputs
                 ):  # below 2^-126 the float32 product was rounded already: once, from the exact one
@@ -290,7 +222,7 @@ def depthwise(sizes, pointwise, x, w, first, last, result):
                 continue
             for o in range(outputs):
                 acc[o] += products[o]
-            if pointwise == FP16:
-                _round_fp16(acc, acc_bits)
-            elif pointwise == BF16:
-                _round_bf16(acc, acc_bits)
+            if pointwise == sums.FP16:
+                sums.round_fp16(acc, acc_bits)
+            elif pointwise == sums.BF16:
+                sums.round_bf16(acc, acc_bits)

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from fpgasim.kernels.contract import Accumulator, Array, Float32Array, Int16Array, Operand, Order, Pointwise, Window
 from fpgasim.kernels.pointwise import round_to
+from fpgasim.kernels.reference_sums import OrderedSum, Products
 from fpgasim.numerics import NAN_EXPONENT, BlockFormat, Rounding
-from fpgasim.numerics.scalar import round_to_float32
 from fpgasim.numerics.tensors import code_dtype
 
 Float64Array = npt.NDArray[np.float64]
@@ -57,29 +57,24 @@ class Reference:
             first, last = g * x.channels // groups, (g + 1) * x.channels // groups
             blocks = range(first // x.block, -(-last // x.block))
             filters = slice(g * outputs // groups, (g + 1) * outputs // groups)
-            sums = _Sums(n * oh * ow, filters.stop - filters.start, accumulator)
-            for kh, kw, block in _steps(window, blocks, order):
+            steps = list(_steps(window, blocks, order))
+            total = OrderedSum((n * oh * ow, filters.stop - filters.start), accumulator, order, len(steps))
+            for kh, kw, block in steps:
                 pixels, inside = _pixels(x, window, kh, kw, oh, ow)
                 a, ea = _block(x, block)
                 b, eb = _block(w, block)
+                a, ea = a.reshape(-1, x.block)[pixels], ea.reshape(-1)[pixels]
                 b, eb = b[filters, kh, kw], eb[filters, kh, kw]
-                sums.add(
-                    a.reshape(-1, x.block)[pixels],
-                    ea.reshape(-1)[pixels],
-                    b,
-                    eb,
-                    inside,
-                    x.fraction_bits + w.fraction_bits,
-                )
-            result[:, filters] = sums.rounded()
+                total.add(_products(a, ea, b, eb, inside, x.fraction_bits + w.fraction_bits))
+            result[:, filters] = total.result()
         return result.reshape(n, oh, ow, outputs)
 
-    def matmul(self, a: Operand, b: Operand, accumulator: Accumulator, threads: int, /) -> Float32Array:
-        sums = _Sums(len(a.mantissas), len(b.mantissas), accumulator)
+    def matmul(self, a: Operand, b: Operand, accumulator: Accumulator, order: Order, threads: int, /) -> Float32Array:
+        total = OrderedSum((len(a.mantissas), len(b.mantissas)), accumulator, order, a.blocks)
         inside = np.ones(len(a.mantissas), bool)
         for block in range(a.blocks):
-            sums.add(*_block(a, block), *_block(b, block), inside, a.fraction_bits + b.fraction_bits)
-        return sums.rounded()
+            total.add(_products(*_block(a, block), *_block(b, block), inside, a.fraction_bits + b.fraction_bits))
+        return total.result()
 
     def depthwise(
         self, x: Float32Array, w: Float32Array, window: Window, pointwise: Pointwise, threads: int, /
@@ -186,38 +181,11 @@ def _block(operand: Operand, block: int) -> tuple[Array, Array]:
     return mantissas, operand.exponents[..., block]
 
 
-class _Sums:
-    """The accumulators of a (pixels, outputs) result."""
-
-    def __init__(self, pixels: int, outputs: int, accumulator: Accumulator) -> None:
-        self.exact = accumulator == "exact"
-        self.acc = np.zeros((pixels, outputs), np.float32)
-        # A finite exact sum is the Python integer `digits` times 2^BASE; infinities and NaNs add up in `acc`.
-        self.digits = np.zeros((pixels, outputs), object) if self.exact else None
-
-    BASE = -700  # below every last bit: a float32 d is a multiple of 2^-149 and s is at least -2·127 - 2·14
-
-    def add(self, a: Array, ea: Array, b: Array, eb: Array, inside: Array, fraction_bits: int) -> None:
-        """Add the block products of a (pixels, B) and b (outputs, B), where the pixel is inside."""
-        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-            d = _dot(a, b)
-            s = ea[:, None].astype(np.int64) + eb[None, :] - fraction_bits
-            nan = (ea == NAN_EXPONENT)[:, None] | (eb == NAN_EXPONENT)[None, :]
-            terms = np.where(nan, np.nan, np.ldexp(d, s)).astype(np.float32)
-            if self.digits is None:
-                self.acc = np.where(inside[:, None], self.acc + terms, self.acc)
-                return
-            special = nan | ~np.isfinite(d)
-            self.acc = np.where(special & inside[:, None], self.acc + terms, self.acc)
-            mantissa, exponent = np.frexp(np.where(special | ~inside[:, None], 0.0, d))
-            digits = np.ldexp(mantissa, 53).astype(np.int64).astype(object)
-            self.digits += digits << (exponent - 53 + s - self.BASE).astype(object)
-
-    def rounded(self) -> Float32Array:
-        if self.digits is None:
-            return self.acc
-        finite = np.frompyfunc(lambda digits: round_to_float32(digits, self.BASE), 1, 1)(self.digits)
-        return np.where(self.acc == 0, finite.astype(np.float32), self.acc)
+def _products(a: Array, ea: Array, b: Array, eb: Array, inside: Array, fraction_bits: int) -> Products:
+    """The block products of a (pixels, B) and b (outputs, B), the exponents ea (pixels) and eb (outputs)."""
+    s = ea[:, None].astype(np.int64) + eb[None, :] - fraction_bits
+    nan = (ea == NAN_EXPONENT)[:, None] | (eb == NAN_EXPONENT)[None, :]
+    return Products(_dot(a, b), s, nan, np.broadcast_to(inside[:, None], s.shape))
 
 
 def _dot(a: Array, b: Array) -> Float64Array:
@@ -230,6 +198,7 @@ def _dot(a: Array, b: Array) -> Float64Array:
         return a.astype(np.float64) @ b.astype(np.float64).T
     a, b = a.astype(np.float32), b.astype(np.float32)
     d = np.zeros((len(a), len(b)), np.float32)
-    for i in range(a.shape[1]):
-        d = d + a[:, i, None] * b[None, :, i]
+    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        for i in range(a.shape[1]):
+            d = d + a[:, i, None] * b[None, :, i]
     return d.astype(np.float64)

@@ -114,7 +114,8 @@ class _Run:
                 x, _ = self._quantized(layer)
                 rows = Operand(x.mantissas[:, 0, 0], _first_pixel(x.exponents), x.block, x.fraction_bits, x.channels)
                 weight = self.program.operand(layer.weight or "")
-                return self.kernels.matmul(rows, weight, numbers.accumulator, self.threads)[:, None, None, :]
+                product = self.kernels.matmul(rows, weight, numbers.accumulator, numbers.order, self.threads)
+                return product[:, None, None, :]
             case "depthwise":
                 taps = self.program.vector(layer.weight or "")
                 return self.kernels.depthwise(self.values[first], taps, _window(layer), numbers.pointwise, self.threads)
