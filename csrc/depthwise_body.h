@@ -1,40 +1,5 @@
-/* fs_depthwise for one variant. Values of fp16 and bf16 are kept in floats. */
-#include "common.h"
-
-/* x rounded once to fp16, ties to even; saturates at 65504. x is exact, or a float sum of two fp16 values. */
-FS_INLINE float round_fp16(float x) {
-  const uint32_t u = fs_bits(x), sign = u & 0x80000000u;
-  const float magnitude = fs_float(u ^ sign);
-  const int32_t v = (int32_t)(u ^ sign);
-  const float normal = fs_float((uint32_t)(v + 0xfff + (v >> 13 & 1)) & 0xffffe000u);
-  const float subnormal = (magnitude + 0.75f) - 0.75f; /* a multiple of 2^-24 */
-  float y = magnitude < 6.103515625e-05f ? subnormal : normal;
-  y = magnitude >= 65504.0f ? 65504.0f : y;
-  y = magnitude != magnitude ? magnitude : y;
-  return fs_float(fs_bits(y) | sign);
-}
-
-/* x rounded once to bf16, ties to even. */
-FS_INLINE float round_bf16(float x) {
-  const uint32_t u = fs_bits(x);
-  return x != x ? x : fs_float((u + 0x7fffu + (u >> 16 & 1)) & 0xffff0000u);
-}
-
-/* The product of two values of the type, rounded once to it. */
-FS_INLINE float multiply(const int pointwise, float a, float b) {
-  const float p = a * b; /* exact for fp16 */
-  if (pointwise == FS_FP16) return round_fp16(p);
-  if (pointwise == FS_FP32) return p;
-  /* A bf16 product is exact in float down to 2^-133; below 2^-126 it must be rounded to a multiple of that, once. */
-  const double exact = fabs((double)a * (double)b), magic = 0x1.8p-81;
-  const float tiny = (float)((exact + magic) - magic);
-  return exact < 0x1p-126 ? fs_float(fs_bits(tiny) | (fs_bits(p) & 0x80000000u)) : round_bf16(p);
-}
-
-FS_INLINE float add(const int pointwise, float a, float b) {
-  if (pointwise == FS_FP16) return round_fp16(a + b);
-  return pointwise == FS_BF16 ? round_bf16(a + b) : a + b;
-}
+/* fs_depthwise for one variant. */
+#include "rounding.h"
 
 /* One tap of one pixel for all outputs. */
 FS_INLINE void depthwise_tap(const int pointwise, const int started, const float *x, const float *w, int64_t channels,

@@ -5,6 +5,8 @@
 #if defined(__SSE2__) /* part of every x86-64 */
 #define FS_MADD(a, b) ((v_int32)__builtin_ia32_pmaddwd128(a, b))
 #endif
+#include "stages_body.h"
 #include "conv_body.h"
 #include "depthwise_body.h"
+#include "pools_body.h"
 #include "quantize_body.h"

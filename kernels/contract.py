@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast, get_args
 
@@ -29,6 +30,7 @@ Accumulator = str
 Order = str
 Overflow = Literal["wrap", "saturate"]
 Pointwise = Literal["fp16", "bf16", "fp32"]
+StepKind = Literal["add", "sub", "mul", "max", "relu", "clip", "sigmoid", "tanh"]
 ACCUMULATORS = ("fp32", "fp16", "bf16", "exact")
 ORDERS = ("khwc", "chwk")
 OVERFLOWS: tuple[Overflow, ...] = get_args(Overflow)
@@ -143,6 +145,21 @@ class Window:
         return oh, ow
 
 
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step of the pointwise unit on the value v in its pipeline, rounded once to the pointwise type.
+
+    v + o, v − o (o − v if `swapped`), v·o, max(v, o), relu(v), min(max(v, low), high), sigmoid(v) or tanh(v), as
+    `pointwise.py` defines them. The operand o is (pixels, C), (C,) or (1,), of the pointwise type like the bounds.
+    """
+
+    kind: StepKind
+    operand: Float32Array | None = None
+    swapped: bool = False
+    low: float = 0.0
+    high: float = 0.0
+
+
 class Backend(Protocol):
     """The kernels. `name` is what FPGASIM_KERNELS selects."""
 
@@ -202,6 +219,58 @@ class Backend(Protocol):
         acc = r(x·w) at the first position inside the image, then acc = r(acc + r(x·w)) in (kh, kw) order, r one
         rounding to `pointwise`; 0 where no position is inside.
         """
+        ...
+
+    def chain(
+        self,
+        source: Float32Array,
+        steps: Sequence[Step],
+        results: Mapping[int, Float32Array],
+        pointwise: Pointwise,
+        unrounded: bool,
+        threads: int,
+        /,
+    ) -> int:
+        """Fills `results` from `source` (pixels, C) by `steps` and returns how many values saturated.
+
+        `results[i]` takes what step i makes, `results[-1]` the source, which is rounded first if `unrounded`; the
+        last of them must be there and may be `source` itself.
+        """
+        ...
+
+    def max_pool(
+        self, x: Float32Array, window: Window, threads: int, /, out: Float32Array | None = None
+    ) -> Float32Array:
+        """The largest value under each window of `x` (N, H, W, C): padding never counts, NaN wins, a zero is +0."""
+        ...
+
+    def average_pool(
+        self,
+        x: Float32Array,
+        window: Window,
+        pointwise: Pointwise,
+        count_padding: bool,
+        threads: int,
+        /,
+        out: Float32Array | None = None,
+    ) -> Float32Array:
+        """The mean under each window of `x` (N, H, W, C), rounded as `pointwise.average_pool` says."""
+        ...
+
+    def unfold(
+        self, x: Float32Array, window: Window, threads: int, /, out: Float32Array | None = None
+    ) -> Float32Array:
+        """The windows of `x` as (N, OH, OW, KH·KW·C) in (kh, kw, c) order, zero outside the image."""
+        ...
+
+    def enter(
+        self, x: Float32Array, pointwise: Pointwise, threads: int, /, out: Float32Array | None = None
+    ) -> tuple[Float32Array, int]:
+        """`x` (N, C, H, W) rounded to `pointwise`, as (N, H, W, C), and how many values saturated."""
+        ...
+
+    def leave(self, x: Float32Array, threads: int, /, out: Float32Array | None = None) -> Float32Array:
+        """`x` (N, H, W, C) as (N, C, H, W)."""
         ...
 
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from fpgasim.kernels._native import ffi, lib
 from fpgasim.kernels.contract import (
-    POINTWISE,
     Accumulator,
     Array,
     Float32Array,
@@ -21,6 +20,7 @@ from fpgasim.kernels.contract import (
     engines_of,
     fixed_of,
 )
+from fpgasim.kernels.native_unit import TYPES, NativeUnit, c_window
 from fpgasim.kernels.parallel import split
 from fpgasim.kernels.weights import WeightCache
 from fpgasim.numerics import NAN_EXPONENT, ROUNDINGS, BlockFormat, Rounding
@@ -28,7 +28,6 @@ from fpgasim.numerics.scalar import encode_element
 from fpgasim.numerics.tensors import code_dtype
 
 _ROUNDING = dict(zip(ROUNDINGS, (lib.FS_EVEN, lib.FS_NEAREST, lib.FS_FLOOR, lib.FS_STOCHASTIC), strict=True))
-_POINTWISE = dict(zip(POINTWISE, (lib.FS_FP16, lib.FS_BF16, lib.FS_FP32), strict=True))
 
 _SUM = {
     "fp32": lib.FS_SUM_FP32, "fp16": lib.FS_SUM_FP16, "bf16": lib.FS_SUM_BF16, "exact": lib.FS_SUM_EXACT,
@@ -45,7 +44,7 @@ class _Packed:
     arrays: tuple[Array, ...]
 
 
-class Native:
+class Native(NativeUnit):
     """The C kernels, in one of the variants that `csrc/variants.inc` lists."""
 
     def __init__(self, variant: Any) -> None:
@@ -151,12 +150,12 @@ class Native:
         n, height, width, channels = x.shape
         oh, ow = window.output_size(height, width)
         result = np.empty((n, oh, ow, w.shape[2]), np.float32)
-        place = ffi.new("fs_window *", _window(window, height, width))
+        place = ffi.new("fs_window *", c_window(window, height, width))
         source, taps, to = _pointer("float", x), _pointer("float", w), _pointer("float", result)
 
         def run(first: int, last: int) -> None:
             self._variant.depthwise(
-                place, source, taps, channels, w.shape[2] // channels, _POINTWISE[pointwise], first, last, to
+                place, source, taps, channels, w.shape[2] // channels, TYPES[pointwise], first, last, to
             )
 
         split(n * oh * ow, threads, run)
@@ -179,24 +178,6 @@ def _exponents(operand: Operand) -> Int16Array:
     return np.zeros((*operand.mantissas.shape[:-1], operand.blocks), np.int16)
 
 
-def _window(window: Window, height: int, width: int) -> dict[str, int]:
-    oh, ow = window.output_size(height, width)
-    return {
-        "height": height,
-        "width": width,
-        "out_height": oh,
-        "out_width": ow,
-        "kernel_height": window.kernel[0],
-        "kernel_width": window.kernel[1],
-        "stride_height": window.stride[0],
-        "stride_width": window.stride[1],
-        "pad_top": window.pads[0],
-        "pad_left": window.pads[1],
-        "dilation_height": window.dilation[0],
-        "dilation_width": window.dilation[1],
-    }
-
-
 def _conv(
     x: Operand, w: Operand, height: int, width: int, window: Window, groups: int, accumulator: Accumulator, order: Order
 ) -> Any:
@@ -205,7 +186,7 @@ def _conv(
     fixed, engines = fixed_of(accumulator), engines_of(order)
     spans = [-(-(g + 1) * per_group // x.block) - g * per_group // x.block for g in range(groups)]
     return ffi.new("fs_conv *", {
-        "window": _window(window, height, width),
+        "window": c_window(window, height, width),
         "outputs": len(w.mantissas),
         "groups": groups,
         "channels": x.channels,

@@ -25,6 +25,7 @@ from fpgasim.kernels.contract import (
     engines_of,
     fixed_of,
 )
+from fpgasim.kernels.numpy_unit import PointwiseUnit
 from fpgasim.kernels.parallel import split
 from fpgasim.kernels.weights import WeightCache
 from fpgasim.numerics import NAN_EXPONENT, ROUNDINGS, BlockFormat, Rounding
@@ -37,7 +38,7 @@ def _loops() -> Any:
     return importlib.import_module("fpgasim.kernels.numba_loops")
 
 
-class Numba:
+class Numba(PointwiseUnit):
     """Float arithmetic throughout: integers up to 2^24 are exact in float32, up to 2^53 in float64.
 
     Numba compiles a loop once for each type of its arguments, and a read-only array is another type: those are copied.

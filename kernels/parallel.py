@@ -7,16 +7,19 @@ import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
-def split(count: int, threads: int, work: Callable[[int, int], object]) -> None:
-    """Calls `work(first, last)` on about equal parts of range(count), on up to `threads` threads."""
+def split(count: int, threads: int, work: Callable[[int, int], T]) -> list[T]:
+    """What `work(first, last)` returns for about equal parts of range(count), done on up to `threads` threads."""
     parts = max(1, min(threads, count))
+    if parts == 1:
+        return [work(0, count)]
     mine, *others = itertools.pairwise(count * i // parts for i in range(parts + 1))
     running = [_pool(parts - 1).submit(work, *part) for part in others]
-    work(*mine)
-    for task in running:
-        task.result()
+    return [work(*mine), *(task.result() for task in running)]
 
 
 @functools.cache

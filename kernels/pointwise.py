@@ -80,12 +80,12 @@ def _by_table(function: str, x: Float32Array, pointwise: Pointwise) -> Float32Ar
     if pointwise == "fp32":
         return _FUNCTIONS[function](x.astype(np.float64)).astype(np.float32)
     codes = x.astype(np.float16).view(np.uint16) if pointwise == "fp16" else (x.view(np.uint32) >> np.uint32(16))
-    return _table(function, pointwise)[codes]
+    return table(function, pointwise)[codes]
 
 
 @functools.cache
-def _table(function: str, pointwise: Pointwise) -> Float32Array:
-    """The function's value for each of the 65,536 codes of the type."""
+def table(function: str, pointwise: Pointwise) -> Float32Array:
+    """`sigmoid` or `tanh` for each of the 65,536 codes of fp16 or bf16."""
     codes = np.arange(1 << 16, dtype=np.uint32)
     values = (
         codes.astype(np.uint16).view(np.float16) if pointwise == "fp16" else (codes << np.uint32(16)).view(np.float32)
@@ -137,13 +137,14 @@ _FUNCTIONS = {"sigmoid": _sigmoid, "tanh": _tanh}
 
 
 def max_pool(x: Float32Array, window: Window) -> Float32Array:
-    """The largest value under each window of `x` (N, H, W, C), padding ignored; NaN wins."""
+    """The largest value under each window of `x` (N, H, W, C), padding ignored; NaN wins, a zero is +0."""
     result: Float32Array | None = None
     for tap, inside in _taps(x, window):
         tap = np.where(inside, tap, np.float32(-np.inf))
         result = tap if result is None else np.maximum(result, tap)
     assert result is not None
-    return result
+    with np.errstate(invalid="ignore"):  # a signaling NaN
+        return result + np.float32(0.0)
 
 
 def average_pool(x: Float32Array, window: Window, pointwise: Pointwise, count_padding: bool = False) -> Float32Array:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fpgasim.kernels.contract import Accumulator, Array, Float32Array, Int16Array, Operand, Order, Pointwise, Window
+from fpgasim.kernels.numpy_unit import PointwiseUnit
 from fpgasim.kernels.pointwise import round_to
 from fpgasim.kernels.reference_sums import OrderedSum, Products
 from fpgasim.numerics import NAN_EXPONENT, BlockFormat, Rounding
@@ -16,7 +17,7 @@ from fpgasim.numerics.tensors import code_dtype
 Float64Array = npt.NDArray[np.float64]
 
 
-class Reference:
+class Reference(PointwiseUnit):
     """The slow backend that the others equal bit for bit."""
 
     name = "reference"

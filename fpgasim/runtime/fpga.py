@@ -12,12 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fpgasim.compiler.fusion import reads
-from fpgasim.kernels import pointwise as unit
 from fpgasim.kernels.contract import Backend, Float32Array, Operand, Window, rows_operand
 from fpgasim.npu import Layer
 from fpgasim.npu.program import Program, nhwc_shape
 from fpgasim.ops import quantize_rows
-from fpgasim.runtime.stages import count_limits, run_chain
+from fpgasim.runtime.stages import count_limits, step_of
 
 
 def run_program(
@@ -63,9 +62,9 @@ class _Run:
 
     def enter(self, name: str, value: npt.NDArray[Any]) -> None:
         n, h, w, c = nhwc_shape(self.program.shapes[name])
-        image = np.ascontiguousarray(value.reshape(n, c, h, w).transpose(0, 2, 3, 1))
-        self.values[name] = unit.round_to(image, self.program.numbers.pointwise)
-        self._count(name, unit.count_overflows(image, self.program.numbers.pointwise))
+        image = np.ascontiguousarray(value).reshape(n, c, h, w)
+        self.values[name], saturated = self.kernels.enter(image, self.program.numbers.pointwise, self.threads)
+        self._count(name, saturated)
 
     def execute(self, layer: Layer) -> None:
         """Runs `layer`: its head, then its stages; keeps what is read later or wanted."""
@@ -86,7 +85,9 @@ class _Run:
                 for i, name in kept.items()
                 if layer.head != "pointwise" or i >= 0
             }
-            saturated = run_chain(flat, layer.stages, self._rows, pointwise, rows, self.threads, unrounded=unrounded)
+            operands = [None if stage.operand is None else self._rows(stage.operand) for stage in layer.stages]
+            steps = [step_of(stage, operand) for stage, operand in zip(layer.stages, operands, strict=True)]
+            saturated = self.kernels.chain(flat, steps, rows, pointwise, unrounded, self.threads)
             self._count(layer.name, saturated)
             self.values.update((kept[i], array.reshape(result.shape)) for i, array in rows.items())
         else:
@@ -120,9 +121,11 @@ class _Run:
                 taps = self.program.vector(layer.weight or "")
                 return self.kernels.depthwise(self.values[first], taps, _window(layer), numbers.pointwise, self.threads)
             case "max_pool":
-                return unit.max_pool(self.values[first], _window(layer))
+                return self.kernels.max_pool(self.values[first], _window(layer), self.threads)
             case "average_pool":
-                return unit.average_pool(self.values[first], _window(layer), numbers.pointwise, layer.count_padding)
+                return self.kernels.average_pool(
+                    self.values[first], _window(layer), numbers.pointwise, layer.count_padding, self.threads
+                )
             case "concat":
                 return np.concatenate([self.values[name] for name in layer.inputs], axis=3)
             case "reshape":  # ONNX's order of the elements: channel, row, column
@@ -136,7 +139,8 @@ class _Run:
         name, window = layer.inputs[0], layer.window or Window((1, 1))
         unrolled = window if layer.packing == "window" else None
         if (name, unrolled) not in self.operands:
-            rows = self.values[name] if unrolled is None else unit.unfold(self.values[name], unrolled)
+            image = self.values[name]
+            rows = image if unrolled is None else self.kernels.unfold(image, unrolled, self.threads)
             codes, exponents = quantize_rows(rows, self.program.numbers.format, kernels=self.kernels)
             self.operands[name, unrolled] = rows_operand(codes, exponents, self.program.numbers.format, rows.shape[3])
         return self.operands[name, unrolled], window if unrolled is None else Window((1, 1))

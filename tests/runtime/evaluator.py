@@ -238,7 +238,7 @@ def gemm(step: Step) -> Array:
 
 def max_pool(step: Step) -> Array:
     taps = [np.where(inside, v, -np.inf) for v, inside, _ in positions(step, step.read(0), kernel_of(step))]
-    return np.max(taps, axis=0).astype(np.float32)
+    return no_negative_zero(np.max(taps, axis=0).astype(np.float32))
 
 
 def average_pool(step: Step) -> Array:
@@ -288,7 +288,7 @@ OPERATORS: dict[str, Callable[[Step], Array]] = {
     "Gemm": gemm,
     "MatMul": lambda s: s.r(dot(s.read(0), s.weight(1).T, s.numbers)),
     "MaxPool": max_pool,
-    "GlobalMaxPool": lambda s: s.read(0).max(axis=(2, 3), keepdims=True),
+    "GlobalMaxPool": lambda s: no_negative_zero(s.read(0).max(axis=(2, 3), keepdims=True)),
     "AveragePool": average_pool,
     "GlobalAveragePool": global_average_pool,
     "ReduceMean": global_average_pool,

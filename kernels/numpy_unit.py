@@ -1,0 +1,160 @@
+"""`PointwiseUnit`: the pointwise part of a backend by NumPy, for backends that have no kernels of their own for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fpgasim.kernels import pointwise as unit
+from fpgasim.kernels.contract import Float32Array, Pointwise, Step, Window
+from fpgasim.kernels.parallel import split
+
+#: Elements of a piece: it goes through the whole chain while it stays in the processor's second-level cache.
+PIECE = 1 << 15
+
+
+class PointwiseUnit:
+    """`contract.Backend` says what each method computes; pools and layouts are those of `pointwise.py`."""
+
+    def chain(
+        self,
+        source: Float32Array,
+        steps: Sequence[Step],
+        results: Mapping[int, Float32Array],
+        pointwise: Pointwise,
+        unrounded: bool,
+        threads: int,
+        /,
+    ) -> int:
+        """Piece by piece and in place; the bits are those of `pointwise.py`, only the passes over memory are fewer."""
+        pixels, channels = source.shape
+        step = max(1, PIECE // channels)
+        counts: list[int] = []
+
+        def work(first_piece: int, last_piece: int) -> None:
+            buffer = np.empty((3, min(step, pixels), channels), np.float32)
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+                for first in range(first_piece * step, min(last_piece * step, pixels), step):
+                    piece = slice(first, min(first + step, pixels))
+                    v, *scratch = buffer[:, : piece.stop - first]
+                    v[:] = source[piece]
+                    if unrounded:
+                        counts.append(round_in_place(v, pointwise, scratch))
+                    if -1 in results:
+                        results[-1][piece] = v
+                    for i, stage in enumerate(steps):
+                        values = stage.operand
+                        other = values[piece] if values is not None and values.ndim == 2 else values
+                        counts.append(_apply(stage, v, other, pointwise, scratch))
+                        if i in results:
+                            results[i][piece] = v
+
+        split(-(-pixels // step), threads, work)
+        return sum(counts)
+
+    def max_pool(
+        self, x: Float32Array, window: Window, threads: int, /, out: Float32Array | None = None
+    ) -> Float32Array:
+        return _given(unit.max_pool(x, window), out)
+
+    def average_pool(
+        self,
+        x: Float32Array,
+        window: Window,
+        pointwise: Pointwise,
+        count_padding: bool,
+        threads: int,
+        /,
+        out: Float32Array | None = None,
+    ) -> Float32Array:
+        return _given(unit.average_pool(x, window, pointwise, count_padding), out)
+
+    def unfold(
+        self, x: Float32Array, window: Window, threads: int, /, out: Float32Array | None = None
+    ) -> Float32Array:
+        return _given(unit.unfold(x, window), out)
+
+    def enter(
+        self, x: Float32Array, pointwise: Pointwise, threads: int, /, out: Float32Array | None = None
+    ) -> tuple[Float32Array, int]:
+        image = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+        return _given(unit.round_to(image, pointwise), out), unit.count_overflows(image, pointwise)
+
+    def leave(self, x: Float32Array, threads: int, /, out: Float32Array | None = None) -> Float32Array:
+        return _given(np.ascontiguousarray(x.transpose(0, 3, 1, 2)), out)
+
+
+def _given(result: Float32Array, out: Float32Array | None) -> Float32Array:
+    if out is None:
+        return result
+    out[...] = result
+    return out
+
+
+def _apply(
+    step: Step, v: Float32Array, operand: Float32Array | None, pointwise: Pointwise, scratch: Sequence[Float32Array]
+) -> int:
+    """`step` on `v` in place; returns how many values saturated."""
+    kind = step.kind
+    if operand is None:
+        if kind == "relu":
+            np.maximum(v, np.float32(0.0), out=v)
+            v += np.float32(0.0)  # -0 becomes +0
+        elif kind == "clip":
+            np.clip(v, np.float32(step.low), np.float32(step.high), out=v)
+            v += np.float32(0.0)
+        elif kind == "sigmoid":
+            v[:] = unit.sigmoid(v, pointwise)
+        else:
+            assert kind == "tanh"
+            v[:] = unit.tanh(v, pointwise)
+        return 0
+    if kind == "max":
+        np.maximum(v, operand, out=v)
+        v += np.float32(0.0)
+        return 0
+    if kind == "mul":
+        if pointwise == "bf16":
+            v[:] = unit.mul(v, operand, pointwise)
+            return 0
+        v *= operand
+    elif kind == "sub":
+        np.subtract(*((operand, v) if step.swapped else (v, operand)), out=v)
+    else:
+        assert kind == "add"
+        v += operand
+    return round_in_place(v, pointwise, scratch)
+
+
+def round_in_place(v: Float32Array, pointwise: Pointwise, scratch: Sequence[Float32Array]) -> int:
+    """`unit.round_to` on contiguous `v`, with two arrays of its shape to work in; returns how many values saturated."""
+    if pointwise == "fp32":
+        return 0
+    a, b = scratch
+    bits, work = v.view(np.uint32), a.view(np.uint32)
+    if pointwise == "bf16":
+        if np.isnan(v.max(initial=0.0)):
+            v[:] = unit.round_to(v, pointwise)
+            return 0
+        np.right_shift(bits, np.uint32(16), out=work)
+        work &= np.uint32(1)
+        work += np.uint32(0x7FFF)
+        bits += work
+        bits &= np.uint32(0xFFFF0000)
+        return 0
+    saturated = 0
+    np.abs(v, out=a)
+    if not a.max(initial=0.0) < unit.FP16_OVERFLOW:
+        saturated = unit.count_overflows(v, pointwise)
+        np.clip(v, np.float32(-unit.FP16_MAX), np.float32(unit.FP16_MAX), out=v)
+    # Adding 1.5·2^13·2^e to x, e its exponent but at least fp16's lowest, -14, leaves x's multiples of fp16's last
+    # place, 2^(e-10), as float32's last place: the sum is rounded there, to even, and the difference is exact.
+    np.bitwise_and(bits, np.uint32(0x7F800000), out=work)
+    np.maximum(a, np.float32(2.0**-14), out=a)
+    a *= np.float32(1.5 * 2**13)
+    np.add(v, a, out=b)
+    b -= a
+    bits &= np.uint32(0x80000000)  # the sign, also of what became zero
+    bits |= b.view(np.uint32)
+    return saturated
