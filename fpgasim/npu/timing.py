@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
-from fpgasim.kernels.contract import Pointwise
+from fpgasim.kernels.contract import Pointwise, engines_of
 from fpgasim.npu.device import Device, get_device
 from fpgasim.npu.layers import Layer, Shape, Stage, StageKind
 from fpgasim.npu.numbers import Numbers
@@ -126,7 +126,7 @@ def layer_timing(layer: Layer, device: str | Device, numbers: Numbers) -> LayerT
     tiles = mvm = 0
     if layer.head in ("conv", "matmul"):
         lowering, rows = _tile_rows(layer, d, numbers)
-        mapping, steps = _map(lowering, rows, n * height * width, d.tiles, numbers.accumulator == "exact")
+        mapping, steps = _map(lowering, rows, n * height * width, d.tiles, _engines_of_a_sum(layer, d, numbers))
         tiles, mvm = sum(rows), steps * d.cycles_per_mvm
     latency = d.mfus * d.mfu_latency
     passes = _passes(layer, d)
@@ -215,7 +215,7 @@ def _tile_rows(layer: Layer, device: Device, numbers: Numbers) -> tuple[Lowering
     if layer.groups > 1:
         return "tap", [taps * _touched(layer, row, native) for row in range(rows)]
     slot = _ceil(inputs, block) * block  # channels of a tap, padded so that no block straddles two
-    in_order = numbers.accumulator == "exact" or numbers.order == "khwc" or slot == block
+    in_order = numbers.accumulator == "exact" or numbers.order != "chwk" or slot == block
     if taps > 1 and native // slot > 1 and in_order:
         return "tap_packed", [_ceil(taps, native // slot)] * rows
     return "tap", [taps * _ceil(inputs, native)] * rows
@@ -229,15 +229,30 @@ def _touched(layer: Layer, row: int, native: int) -> int:
     return _ceil((last + 1) * inputs, native) - first * inputs // native
 
 
-def _map(lowering: Lowering, rows: Sequence[int], positions: int, engines: int, exact: bool) -> tuple[Mapping, int]:
+def _engines_of_a_sum(layer: Layer, device: Device, numbers: Numbers) -> int | None:
+    """How many tile engines may add up one sum without changing a bit: T of `tree(T)`, else 1; None for any number.
+
+    The engines of a tree add whole blocks in turn, so it needs tiles that are one block of one sequence each.
+    """
+    if numbers.accumulator == "exact":
+        return None
+    return engines_of(numbers.order) if numbers.format.block == device.native_dim and layer.groups == 1 else 1
+
+
+def _map(
+    lowering: Lowering, rows: Sequence[int], positions: int, engines: int, together: int | None
+) -> tuple[Mapping, int]:
     """The quickest mapping and its steps of one native matrix-vector product an engine.
 
-    An exact sum may be split over tile engines anywhere; one in a declared order only between rows of tiles.
+    With `together` of None a sum may be split over tile engines anywhere, else over that many, which take its tiles
+    in turn, or over none: then rows of tiles are.
     """
     best: tuple[int, Mapping] | None = None
     for pixels in range(1, engines + 1):
         share = engines // pixels
-        steps = _ceil(sum(rows), share) if exact else _ceil(len(rows), share) * max(rows)
+        steps = _ceil(sum(rows), share) if together is None else _ceil(len(rows), share) * max(rows)
+        if together is not None and together <= share:
+            steps = min(steps, _ceil(len(rows), share // together) * _ceil(max(rows), together))
         candidate = (_ceil(positions, pixels) * steps, Mapping(lowering, pixels, share))
         if best is None or candidate[0] < best[0]:
             best = candidate

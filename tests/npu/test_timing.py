@@ -107,6 +107,24 @@ def test_only_an_exact_sum_may_be_split_over_engines(accumulator, inputs, output
 
 
 @pytest.mark.parametrize(
+    ("order", "inputs", "outputs", "steps"),
+    [
+        ("tree(4)", 32, 8, 1),  # four tiles, four engines
+        ("tree(4)", 40, 8, 2),
+        ("tree(2)", 32, 8, 2),
+        ("tree(2)", 32, 16, 2),  # two rows, two engines each
+        ("tree(3)", 32, 16, 4),  # rows over engines are no slower
+        ("tree(5)", 32, 8, 4),  # more engines than there are
+    ],
+)
+def test_a_tree_may_be_split_over_as_many_engines_as_it_is_made_for(order, inputs, outputs, steps):
+    numbers = resolve_numbers(TOY, "bw_1s5e5m", "fp16", order)
+    assert layer_timing(matmul(inputs, outputs), TOY, numbers).mvm_cycles == 2 * steps
+    small = layer_timing(matmul(inputs, outputs), TOY, blocks_of(4, "fp16", order))  # two blocks of a tile in turn
+    assert small.mvm_cycles == layer_timing(matmul(inputs, outputs), TOY, blocks_of(4, "fp16")).mvm_cycles
+
+
+@pytest.mark.parametrize(
     ("inputs", "packing", "lowering", "tiles"),
     [(3, "window", "window", 4), (8, "channel", "tap", 9), (12, "channel", "tap", 18), (3, "channel", "tap", 9)],
 )
@@ -126,6 +144,7 @@ def test_a_window_lies_in_the_tiles_of_its_lowering(inputs, packing, lowering, t
         (4, blocks_of(2, "fp32", "khwc"), "tap_packed", 5),
         (4, blocks_of(2, "fp32", "chwk"), "tap", 9),  # block 1 of a tap comes after block 0 of all taps
         (4, blocks_of(2, "exact", "chwk"), "tap_packed", 5),
+        (4, blocks_of(2, "bf16", "tree(4)"), "tap_packed", 5),
         (2, blocks_of(2, "fp32", "chwk"), "tap_packed", 3),
     ],
 )
@@ -422,10 +441,10 @@ def any_layer(draw):
 #: A device and numbers that it computes in.
 any_place = st.sampled_from(
     [
-        (device, resolve_numbers(device, key, accumulator))
+        (device, resolve_numbers(device, key, accumulator, order))
         for device in (TOY, get_device("bw_a10"), dataclasses.replace(get_device("bw_s10"), native_dim=320))
         for key in (("bw_1s5e5m", "fp32") if device is TOY else ("bw_1s5e5m", "msfp16", "mxint8", "fp32"))
-        for accumulator in ("exact", "fp32")
+        for accumulator, order in (("exact", "khwc"), ("fp32", "khwc"), ("fp16", "tree(3)"))
     ]
 )
 

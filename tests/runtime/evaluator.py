@@ -5,6 +5,7 @@ backend (which has tests of its own) and the scalar rounding of exact sums.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -128,21 +129,38 @@ def block_terms(x: Blocks, w: Blocks, block: int, fmt: BlockFormat) -> Array:
 
 
 class Accumulator:
-    def __init__(self, kind: str, shape: tuple[int, int]) -> None:
-        self.kind, self.terms, self.acc = kind, [], np.zeros(shape, np.float32)
+    """The sums of one layer: terms in, outside positions as zeros, the result rounded as the accumulator says."""
+
+    def __init__(self, numbers: Numbers) -> None:
+        self.numbers, self.terms = numbers, []
 
     def add(self, term: Array, inside: Array) -> None:
-        if self.kind == "fp32":
-            with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-                self.acc = np.where(inside[:, None], self.acc + term.astype(np.float32), self.acc)
-        else:
-            self.terms.append(np.where(inside[:, None], term, 0.0))
+        self.terms.append(np.where(inside[:, None], term, 0.0))
 
     def result(self) -> Array:
-        if self.kind == "fp32":
-            return self.acc
         terms = np.stack(self.terms, axis=-1)  # (P, O, blocks)
-        return np.array([[exact_sum(output) for output in pixel] for pixel in terms], np.float32)
+        if self.numbers.accumulator == "exact":
+            return np.array([[exact_sum(output) for output in pixel] for pixel in terms], np.float32)
+        tree = re.fullmatch(r"tree\((\d+)\)", self.numbers.order)
+        engines = int(tree[1]) if tree else 1
+        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+            terms = terms.astype(np.float32)
+            sums = [self.running_sum(terms[..., engine::engines]) for engine in range(engines)]
+            while len(sums) > 1:
+                sums = [self.running_sum(np.stack(sums[i : i + 2], axis=-1)) for i in range(0, len(sums), 2)]
+            return sums[0].astype(np.float32) + np.float32(0)
+
+    def running_sum(self, terms: Array) -> Array:
+        """No term of the test networks is further than 53 bits from its sum, so the doubles are exact."""
+        acc, fixed = np.zeros(terms.shape[:-1]), re.fullmatch(r"fixed\((\d+),(\d+),(\w+)\)", self.numbers.accumulator)
+        for t in np.moveaxis(terms.astype(np.float64), -1, 0):
+            if fixed is None:
+                acc = r(acc + t, self.numbers.accumulator).astype(np.float64)
+                continue
+            half, unit = 2.0 ** (int(fixed[1]) - 1), 2.0 ** -int(fixed[2])
+            acc = acc / unit + np.rint(t / unit)
+            acc = ((acc + half) % (2 * half) - half if fixed[3] == "wrap" else np.clip(acc, -half, half - 1)) * unit
+        return acc
 
 
 def exact_sum(terms: Array) -> float:
@@ -198,7 +216,7 @@ def blocked_conv(step: Step, x: Array, w: Array, groups: int, kernel: tuple[int,
     flat = Flat(pixels)
     for g in range(groups):
         o = slice(g * each, (g + 1) * each)
-        sums = Accumulator(step.numbers.accumulator, (len(result), each))
+        sums = Accumulator(step.numbers)
         for t, b in steps:
             if (b + 1) * fmt.block <= g * per or b * fmt.block >= (g + 1) * per:
                 continue
@@ -222,7 +240,7 @@ class Flat:
 
 def dot(x: Array, w: Array, numbers: Numbers) -> Array:
     a, b = Blocks(x, numbers.format), Blocks(w, numbers.format)
-    sums = Accumulator(numbers.accumulator, (len(x), len(w)))
+    sums = Accumulator(numbers)
     for block in range(a.scales.shape[-1]):
         sums.add(block_terms(a, b, block, numbers.format), np.ones(len(x), bool))
     return sums.result()

@@ -18,6 +18,11 @@ CASES = [
     *((net, "msfp16", {"pointwise": "bf16"}) for net in ("depthwise", "dense", "pools", "gates")),
     *((net, "mxint8", {"pointwise": "fp32"}) for net in ("depthwise", "vgg", "gates")),
     *((net, "msfp16", {"accumulator": "fp32", "order": "chwk"}) for net in ("residual", "grouped")),
+    ("residual", "msfp16", {"accumulator": "fp16"}),
+    ("grouped", "mxint8", {"accumulator": "bf16", "order": "chwk"}),
+    ("residual", "bw_1s5e5m", {"accumulator": "fp16", "order": "tree(3)"}),
+    ("vgg", "msfp16", {"accumulator": "fixed(24,10,saturate)", "order": "tree(4)"}),
+    ("dense", "msfp16", {"accumulator": "fixed(16,8,wrap)"}),
 ]
 
 
