@@ -146,6 +146,14 @@ class Window:
 
 
 @dataclass(frozen=True, eq=False)
+class Unquantized:
+    """Numbers (N, H, W, C) that are still to be quantized to `format`, rounding ties to even."""
+
+    values: Float32Array
+    format: BlockFormat
+
+
+@dataclass(frozen=True, eq=False)
 class Step:
     """One step of the pointwise unit on the value v in its pipeline, rounded once to the pointwise type.
 

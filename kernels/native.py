@@ -20,11 +20,12 @@ from fpgasim.kernels.contract import (
     engines_of,
     fixed_of,
 )
+from fpgasim.kernels.native_bytes import BytesConvolution
+from fpgasim.kernels.native_structs import format_struct, pointer
 from fpgasim.kernels.native_unit import TYPES, NativeUnit, c_window
 from fpgasim.kernels.parallel import split
 from fpgasim.kernels.weights import WeightCache
-from fpgasim.numerics import NAN_EXPONENT, ROUNDINGS, BlockFormat, Rounding
-from fpgasim.numerics.scalar import encode_element
+from fpgasim.numerics import ROUNDINGS, BlockFormat, Rounding
 from fpgasim.numerics.tensors import code_dtype
 
 _ROUNDING = dict(zip(ROUNDINGS, (lib.FS_EVEN, lib.FS_NEAREST, lib.FS_FLOOR, lib.FS_STOCHASTIC), strict=True))
@@ -51,6 +52,7 @@ class Native(NativeUnit):
         self.name = f"native-{ffi.string(variant.name).decode()}"
         self._variant = variant
         self._weights: WeightCache[_Packed] = WeightCache()
+        self.bytes_convolution = BytesConvolution(variant)
 
     def quantize(self, x: Float32Array, fmt: BlockFormat, rounding: Rounding, seed: int, /) -> tuple[Array, Int16Array]:
         rows, n = x.shape
@@ -59,22 +61,9 @@ class Native(NativeUnit):
         blocks = -(-n // fmt.block)
         codes = np.empty((rows, blocks * fmt.block), code_dtype(fmt))
         exponents = np.empty((rows, blocks), np.int16)
-        low, high = fmt.exponent_range
-        form = {
-            "block": fmt.block,
-            "code_bytes": codes.itemsize,
-            "mantissa_bits": fmt.mantissa_bits,
-            "element_exponent_bits": fmt.element_exponent_bits,
-            "element_emin": fmt.element_emin if fmt.is_float else 0,
-            "element_emax": fmt.element_emax,
-            "max_code": encode_element(fmt.element_max, 0, fmt, "floor") if fmt.is_float else fmt.max_code,
-            "exponent_low": low,
-            "exponent_high": high,
-            "exponent_above": NAN_EXPONENT if fmt.exponent_bits == 8 else high,
-        }
         self._variant.quantize(
-            ffi.new("fs_format *", form), _pointer("float", x), rows, n, _ROUNDING[rounding], seed & (1 << 64) - 1,
-            ffi.from_buffer(codes), _pointer("int16_t", exponents),
+            format_struct(fmt), pointer("float", x), rows, n, _ROUNDING[rounding], seed & (1 << 64) - 1,
+            ffi.from_buffer(codes), pointer("int16_t", exponents),
         )  # fmt: skip
         return codes, exponents
 
@@ -89,12 +78,18 @@ class Native(NativeUnit):
         threads: int,
         /,
     ) -> Float32Array:
+        found = self.bytes_convolution.layer(x, w, window, groups, accumulator, order, None, threads)
+        if found is not None:
+            return found[0]
         n, height, width, _ = x.mantissas.shape
         oh, ow = window.output_size(height, width)
         conv = _conv(x, w, height, width, window, groups, accumulator, order)
         return self._convolve(conv, x, w, n * height * width, n * oh * ow, threads).reshape(n, oh, ow, -1)
 
     def matmul(self, a: Operand, b: Operand, accumulator: Accumulator, order: Order, threads: int, /) -> Float32Array:
+        found = self.bytes_convolution.layer(a, b, Window((1, 1)), 1, accumulator, order, None, threads)
+        if found is not None:
+            return found[0][:, 0, 0]
         rows = len(a.mantissas)
         conv = _conv(a, b, rows, 1, Window((1, 1)), 1, accumulator, order)
         return self._convolve(conv, a, b, rows, rows, threads)
@@ -109,9 +104,9 @@ class Native(NativeUnit):
         if conv.has_exponents:
             scales = np.empty((pixels + 1, conv.blocks), np.float32)
             low, high = np.empty(pixels, np.int16), np.empty(pixels, np.int16)
-            activations.scales = _pointer("float", scales)
-            activations.low, activations.high = _pointer("int16_t", low), _pointer("int16_t", high)
-            self._variant.prepare(conv, _pointer("int16_t", _exponents(x)), x.fraction_bits, activations)
+            activations.scales = pointer("float", scales)
+            activations.low, activations.high = pointer("int16_t", low), pointer("int16_t", high)
+            self._variant.prepare(conv, pointer("int16_t", _exponents(x)), x.fraction_bits, activations)
         result = np.empty((out_pixels, conv.outputs), np.float32)
         taps = conv.window.kernel_height * conv.window.kernel_width
 
@@ -119,7 +114,7 @@ class Native(NativeUnit):
             offsets = np.empty(taps * lib.FS_MAX_TILE, np.int64)
             self._variant.conv2d(
                 conv, activations, packed.filters, first_pixel, last_pixel, first_panel, last_panel,
-                _pointer("int64_t", offsets), _pointer("float", result),
+                pointer("int64_t", offsets), pointer("float", result),
             )  # fmt: skip
 
         if out_pixels >= packed.panels:
@@ -138,10 +133,10 @@ class Native(NativeUnit):
         scales = np.empty((panels, taps * conv.group_blocks, size), np.float32)
         low, high, finite = np.empty(panels, np.int16), np.empty(panels, np.int16), np.empty(panels, np.uint8)
         filters = ffi.new("fs_filters *")
-        filters.mantissas, filters.scales = ffi.from_buffer(mantissas), _pointer("float", scales)
-        filters.low, filters.high = _pointer("int16_t", low), _pointer("int16_t", high)
-        filters.finite = _pointer("uint8_t", finite)
-        self._variant.pack(conv, ffi.from_buffer(source), _pointer("int16_t", _exponents(w)), w.fraction_bits, filters)
+        filters.mantissas, filters.scales = ffi.from_buffer(mantissas), pointer("float", scales)
+        filters.low, filters.high = pointer("int16_t", low), pointer("int16_t", high)
+        filters.finite = pointer("uint8_t", finite)
+        self._variant.pack(conv, ffi.from_buffer(source), pointer("int16_t", _exponents(w)), w.fraction_bits, filters)
         return _Packed(filters, panels, (mantissas, scales, low, high, finite))
 
     def depthwise(
@@ -151,7 +146,7 @@ class Native(NativeUnit):
         oh, ow = window.output_size(height, width)
         result = np.empty((n, oh, ow, w.shape[2]), np.float32)
         place = ffi.new("fs_window *", c_window(window, height, width))
-        source, taps, to = _pointer("float", x), _pointer("float", w), _pointer("float", result)
+        source, taps, to = pointer("float", x), pointer("float", w), pointer("float", result)
 
         def run(first: int, last: int) -> None:
             self._variant.depthwise(
@@ -166,10 +161,6 @@ def variants() -> list[Native]:
     """The variants this CPU can run, slowest first."""
     table = [lib.fs_variants[i] for i in range(lib.fs_num_variants)]
     return [Native(v) for v in table if v.runs_here()]
-
-
-def _pointer(kind: str, array: Array) -> Any:
-    return ffi.from_buffer(f"{kind}[]", array)
 
 
 def _exponents(operand: Operand) -> Int16Array:

@@ -1,0 +1,221 @@
+"""The byte convolution of the C variants that have one: int8 mantissas, a whole layer in one pass.
+
+It takes over from the general convolution where `fs_bytes_fit` says that its bits are the same.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fpgasim.kernels._native import ffi, lib
+from fpgasim.kernels.contract import Array, Float32Array, Operand, Unquantized, Window
+from fpgasim.kernels.native_structs import format_struct, pointer
+from fpgasim.kernels.native_unit import c_window
+from fpgasim.kernels.parallel import split
+from fpgasim.kernels.weights import WeightCache
+
+_SUMS = {("fp32", "khwc"), ("fp32", "chwk"), ("exact", "khwc"), ("exact", "chwk")}
+
+
+@dataclass(frozen=True)
+class _Packed:
+    weights: Array
+    range: Any
+    panels: int
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a layer of one input shape reads and writes: C structs, and the sizes of its buffers."""
+
+    conv: Any
+    terms: Array
+    source: dict[str, int]
+    buffer: tuple[int, int, int]
+    result: tuple[int, ...]
+
+
+class BytesConvolution:
+    """The byte convolution of one variant."""
+
+    def __init__(self, variant: Any) -> None:
+        self._variant = variant
+        self._weights: WeightCache[_Packed] = WeightCache()
+        self._places: WeightCache[_Place] = WeightCache()
+        self._scratch = threading.local()
+
+    @property
+    def there(self) -> bool:
+        """Whether the variant has one."""
+        return bool(self._variant.bytes_panel)
+
+    def layer(
+        self,
+        x: Operand | Unquantized,
+        w: Operand,
+        window: Window,
+        groups: int,
+        accumulator: str,
+        order: str,
+        chain: Any,
+        threads: int,
+    ) -> tuple[Float32Array, int] | None:
+        """The result (N, OH, OW, O) after `chain` and how many values saturated; None if this is not for bytes."""
+        if not self._takes(x, w, groups) or (accumulator, order) not in _SUMS:
+            return None
+        exact = accumulator == "exact"
+        key = (groups, exact, order, window.kernel)
+        packed = self._weights.get(w, key, lambda: self._pack(w, window, groups, exact, order))
+        shape = _shape(x)
+        place = self._places.get(w, (*key, shape, window), lambda: _place(shape, w, window, groups, order))
+        image, activations = self._fill(x, place, threads)
+        if not lib.fs_bytes_fit(place.conv, exact, activations, packed.range):
+            return None
+        result = np.empty(place.result, np.float32)
+        pixels = result.size // place.conv.outputs
+        terms, weights = pointer("fs_term", place.terms), pointer("uint8_t", packed.weights)
+        to = pointer("float", result)
+
+        def run(first: int, last: int, first_panel: int, last_panel: int) -> int:
+            scratch = np.empty(0 if chain is None else chain.count * lib.FS_PIECE, np.float32)
+            saturated: int = self._variant.bytes_conv2d(
+                place.conv, exact, image, terms, weights, ffi.NULL if chain is None else chain, first, last,
+                first_panel, last_panel, pointer("float", scratch), to,
+            )  # fmt: skip
+            return saturated
+
+        if chain is not None or pixels >= packed.panels:
+            counts = split(pixels, threads, lambda first, last: run(first, last, 0, packed.panels))
+        else:
+            counts = split(packed.panels, threads, lambda first, last: run(0, pixels, first, last))
+        return result, sum(counts)
+
+    def _takes(self, x: Operand | Unquantized, w: Operand, groups: int) -> bool:
+        if not self.there or w.mantissas.dtype != np.int8 or w.exponents is None or w.block % 4:
+            return False
+        if isinstance(x, Unquantized):
+            if x.format.is_float or x.format.mantissa_bits > 7 or x.format.block != w.block:
+                return False
+        elif x.mantissas.dtype != np.int8 or x.exponents is None:
+            return False
+        spans = _group_blocks(w, groups)
+        return min(spans) == max(spans)
+
+    def _pack(self, w: Operand, window: Window, groups: int, exact: bool, order: str) -> _Packed:
+        assert w.exponents is not None
+        panel, outputs = self._variant.bytes_panel, len(w.mantissas)
+        panels = groups * -(-(outputs // groups) // panel)
+        conv = _conv(w, window, groups, {"kernel_height": window.kernel[0], "kernel_width": window.kernel[1]})
+        terms = window.kernel[0] * window.kernel[1] * conv.group_blocks
+        room = np.empty(panels * terms * panel * (8 + w.block) + 64, np.uint8)
+        weights = room[-room.ctypes.data % 64 :]
+        powers = _no_range()
+        lib.fs_bytes_pack(
+            conv, panel, exact, order == "chwk", pointer("int8_t", w.mantissas), pointer("int16_t", w.exponents),
+            w.fraction_bits, pointer("uint8_t", weights), powers,
+        )  # fmt: skip
+        return _Packed(weights, powers, panels)
+
+    def _fill(self, x: Operand | Unquantized, place: _Place, threads: int) -> tuple[Any, Any]:
+        """The buffer of activations, and the powers of its blocks."""
+        images, height, width = place.buffer
+        blocks, block = place.conv.blocks, place.conv.block
+        codes, scales = self._buffers(images * height * width * blocks, block)
+        image = ffi.new("fs_bytes *", (codes, scales, images, height, width, blocks, block))
+        source = ffi.new("fs_source *", place.source)
+        form = ffi.NULL
+        if isinstance(x, Unquantized):
+            form = format_struct(x.format)
+            source.values = pointer("float", x.values)
+        else:
+            assert x.exponents is not None
+            source.codes, source.exponents = pointer("int8_t", x.mantissas), pointer("int16_t", x.exponents)
+            source.fraction_bits = x.fraction_bits
+
+        def run(first: int, last: int) -> Any:
+            powers = _no_range()
+            self._variant.bytes_fill(form, source, image, first, last, powers)
+            return powers
+
+        powers, *others = split(images * height, threads, run)
+        for other in others:
+            powers.low, powers.high = min(powers.low, other.low), max(powers.high, other.high)
+            powers.nan |= other.nan
+        return image, powers
+
+    def _buffers(self, blocks: int, block: int) -> tuple[Any, Any]:
+        """Room for codes and scales, kept by this thread from layer to layer."""
+        room = getattr(self._scratch, "room", None)
+        if room is None or room.size < blocks * (block + 4):
+            room = self._scratch.room = np.empty(blocks * (block + 4), np.uint8)
+        return ffi.cast("uint8_t *", room.ctypes.data + 4 * blocks), ffi.cast("float *", room.ctypes.data)
+
+
+def _no_range() -> Any:
+    return ffi.new("fs_range *", (2**31 - 1, -(2**31), 0, 0))
+
+
+def _shape(x: Operand | Unquantized) -> tuple[int, int, int, int]:
+    """(N, H, W, C) of a convolution's input; rows (N, C) are images of one pixel."""
+    shape = x.values.shape if isinstance(x, Unquantized) else (*x.mantissas.shape[:-1], x.channels)
+    return (shape[0], 1, 1, shape[1]) if len(shape) == 2 else (shape[0], shape[1], shape[2], shape[3])
+
+
+def _group_blocks(w: Operand, groups: int) -> list[int]:
+    per_group = w.channels // groups
+    return [-(-(g + 1) * per_group // w.block) - g * per_group // w.block for g in range(groups)]
+
+
+def _conv(w: Operand, window: Window, groups: int, place: dict[str, int]) -> Any:
+    return ffi.new("fs_conv *", {
+        "window": place,
+        "outputs": len(w.mantissas),
+        "groups": groups,
+        "channels": w.channels,
+        "block": w.block,
+        "blocks": w.blocks,
+        "group_blocks": max(_group_blocks(w, groups)),
+    })  # fmt: skip
+
+
+def _place(
+    shape: tuple[int, int, int, int], w: Operand, window: Window, groups: int, order: str
+) -> _Place:
+    n, height, width, channels = shape
+    oh, ow = window.output_size(height, width)
+    top, left = window.pads[:2]
+    fields = c_window(window, height, width) | {"pad_top": 0, "pad_left": 0}
+    if window.kernel == (1, 1) and not any(window.pads):  # only the pixels under the window, all in one row
+        rows, columns, strides = oh, ow, window.stride
+        buffer = (n, oh, ow)
+        fields |= {"height": 1, "width": n * oh * ow, "out_height": 1, "out_width": n * oh * ow}
+        fields |= {"stride_height": 1, "stride_width": 1}
+    else:
+        reach = [
+            (size - 1) * stride + dilation * (kernel - 1) + 1
+            for size, stride, dilation, kernel in zip(
+                (oh, ow), window.stride, window.dilation, window.kernel, strict=True
+            )
+        ]
+        rows, columns, strides = max(0, min(height, reach[0] - top)), max(0, min(width, reach[1] - left)), (1, 1)
+        buffer = (n, reach[0], reach[1])
+        fields |= {"height": reach[0], "width": reach[1]}
+    conv = _conv(w, window, groups, fields)
+    terms = np.empty((window.kernel[0] * window.kernel[1] * conv.group_blocks, 2), np.int32)
+    lib.fs_bytes_terms(conv, order == "chwk", pointer("fs_term", terms))
+    source = {
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "top": top if rows else 0,
+        "left": min(left, buffer[2]),
+        "rows": rows if columns else 0,
+        "columns": columns,
+        "row_stride": strides[0],
+        "column_stride": strides[1],
+    }
+    return _Place(conv, terms, source, buffer, (n, oh, ow, len(w.mantissas)))
