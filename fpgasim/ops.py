@@ -45,6 +45,8 @@ def quantize(
 ) -> BlockTensor:
     """`x` in blocks of `format` along `axis`, as codes and shared exponents; a tail is a shorter block.
 
+    A format with the block `WHOLE` makes one block of the whole axis.
+
     `x` is anything NumPy takes as float32 with at least one dimension. `rounding` is `even`, `nearest` (ties away
     from zero), `floor` (toward zero) or `stochastic`, which draws from `seed` and the element's position (C order
     with `axis` last). Raises UnknownNameError for an unknown format or rounding, InputError for a wrong axis or
@@ -59,6 +61,7 @@ def quantize(
             f"axis={axis} is not an axis of x with shape {values.shape}; -{values.ndim} to {values.ndim - 1} are"
         )
     axis %= values.ndim
+    fmt = fmt.for_length(values.shape[axis])
     rows = np.ascontiguousarray(np.moveaxis(values, axis, -1))
     codes, exponents = quantize_rows(rows, fmt, mode, seed)
     codes = codes[..., : values.shape[axis]]
@@ -119,11 +122,13 @@ def conv2d(
     x, w = (t if isinstance(t, BlockTensor) else _float32(t, name) for t, name in ((x, "x"), (w, "w")))
     x_format = _format_of("x", x, format)
     w_format = _format_of("w", w, format if weight_format is None else weight_format)
-    check_alike(x_format, w_format)
     if not isinstance(w, BlockTensor):
         _finite(w, "w")
     w_shape = w.shape
     window, channels = _check_conv(x.shape, w_shape, layout, stride, padding, dilation, groups)
+    length = channels * math.prod(window.kernel) if packing == "window" else channels
+    x_format, w_format = x_format.for_length(length), w_format.for_length(length)
+    check_alike(x_format, w_format)
     offsets = None if bias is None else unit.round_to(_checked_bias(bias, w_shape[0]), kind)
     kernels, workers = backend(), num_threads(threads)
 

@@ -9,8 +9,9 @@ import pytest
 import fpgasim as fs
 from fpgasim.errors import FormatError, InputError, UnknownNameError
 from fpgasim.kernels import backend, operand, pointwise as unit
-from fpgasim.kernels.contract import POINTWISE, Window
-from fpgasim.numerics import CATALOGUE
+from fpgasim.kernels.contract import POINTWISE, Window, get_accumulator, get_order
+from fpgasim.kernels.reference import Reference
+from fpgasim.numerics import CATALOGUE, WHOLE, BlockFormat
 from fpgasim.numerics.scalar import quantize_block
 from fpgasim.ops import num_threads
 
@@ -106,6 +107,38 @@ def test_block_tensors_are_used_as_they_are() -> None:
     assert (fs.conv2d(X, w, format="msfp14") == expected).all()
     last = fs.quantize(X.transpose(0, 2, 3, 1), "msfp14", axis=3)
     assert (fs.conv2d(last, w, layout="NHWC").transpose(0, 3, 1, 2) == expected).all()
+
+
+@pytest.mark.parametrize("block", [8, 16, 32, 64, 128, WHOLE])
+def test_a_format_of_ones_own_makes_blocks_of_any_length(block: int) -> None:
+    mine, weights = BlockFormat("mine", 5, 8, block), BlockFormat("mine too", 3, 5, block)
+    got = fs.conv2d(X, W, format=mine, weight_format=weights, padding=1)
+    x, w = fs.quantize(X, mine, axis=1), fs.quantize(W, weights, axis=1)
+    assert x.exponents.shape[1] == (-(-20 // block) if block else 1)
+    assert (fs.conv2d(x, w, padding=1) == got).all()
+    assert (fs.conv2d(x, W, format=mine, weight_format=weights, padding=1) == got).all()
+    np.testing.assert_allclose(got, fs.conv2d(x.dequantize(), w.dequantize(), format="fp32", padding=1), atol=1e-4)
+
+
+def test_a_whole_vector_is_the_channels_of_a_pixel_or_the_window() -> None:
+    whole = MSFP.with_block(WHOLE)
+    assert (fs.conv2d(X, W, format=whole) == fs.conv2d(X, W, format=MSFP.with_block(20))).all()
+    windows = [fs.conv2d(X, W, format=f, packing="window") for f in (whole, MSFP.with_block(120))]
+    assert (windows[0] == windows[1]).all()
+    grouped = [fs.conv2d(X, W[:, :10], format=f, groups=2) for f in (whole, MSFP.with_block(20))]
+    assert (grouped[0] == grouped[1]).all()
+
+
+@pytest.mark.parametrize("order", ["khwc", "tree( 3 )"])
+@pytest.mark.parametrize("accumulator", ["fp16", "bf16", "fixed(16, 6, saturate)", "fixed(16,6,wrap)"])
+def test_conv2d_adds_up_as_it_is_asked_to(accumulator: str, order: str) -> None:
+    small = MSFP.with_block(4)
+    x, w = operand(fs.quantize(X.transpose(0, 2, 3, 1), small)), operand(fs.quantize(W.transpose(0, 2, 3, 1), small))
+    names = get_accumulator(accumulator), get_order(order)
+    expected = Reference().conv2d(x, w, Window((3, 2)), 1, *names, 1)
+    got = fs.conv2d(X, W, format=small, accumulator=accumulator, order=order)
+    assert (got.transpose(0, 2, 3, 1) == expected).all()
+    assert (got != fs.conv2d(X, W, format=small)).any()
 
 
 def test_window_packing_is_a_product_of_unfolded_windows() -> None:

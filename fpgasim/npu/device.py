@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from fpgasim.errors import DeviceError, UnknownNameError
 from fpgasim.kernels.contract import Accumulator, Order, Pointwise, get_accumulator, get_order, get_pointwise
-from fpgasim.numerics import BlockFormat, get_format
+from fpgasim.numerics import WHOLE, BlockFormat, get_format
 
 Hazard = Literal["in_order", "data"]
 HAZARDS: tuple[Hazard, ...] = get_args(Hazard)
@@ -124,6 +124,11 @@ class Device:
         fmt = get_format(format)
         if fmt.follows_device:
             fmt = fmt.with_block(self.native_dim)
+        if fmt.block == WHOLE:
+            raise DeviceError(
+                f"format {fmt.name!r} has one block for a whole vector, device {self.name!r} vectors of "
+                f"{self.native_dim}; with_block({self.native_dim}) would do"
+            )
         if self.native_dim % fmt.block:
             raise DeviceError(
                 f"format {fmt.name!r} has blocks of {fmt.block}, which do not divide the native dimension "

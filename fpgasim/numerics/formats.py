@@ -20,14 +20,18 @@ Encoding = Literal["sign_magnitude", "twos_complement"]
 #: with 5 bits no code is reserved, so such a block exists in memory but cannot be packed.
 NAN_EXPONENT = 128
 
+#: Block of a format in which a whole vector, however long, shares one exponent.
+WHOLE = 0
+
 
 @dataclass(frozen=True)
 class BlockFormat:
     """One block format: how many bits an element has, how many the shared exponent, how many elements share it.
 
     `mantissa_bits` counts the magnitude bits of an integer element (without its sign) or the fraction bits of a
-    float element. `encoding` says how a packed integer element stores its sign. `follows_device` marks formats
-    whose block is the native dimension of the device that runs them.
+    float element. `block` may be `WHOLE`: the length of the axis that is blocked. `encoding` says how a packed integer
+    element stores its sign. `follows_device` marks formats whose block is the native dimension of the device that runs
+    them.
     """
 
     name: str
@@ -45,7 +49,7 @@ class BlockFormat:
                 raise FormatError(f"format {self.name!r}: {field}={getattr(self, field)} must be {wanted}")
 
         require(self.exponent_bits in (0, 5, 8), "exponent_bits", "5 or 8 (0 only for fp32)")
-        require(1 <= self.block <= 1 << 16, "block", "between 1 and 65536")
+        require(0 <= self.block <= 1 << 16, "block", "between 1 and 65536, or WHOLE = 0")
         if self.is_fp32:
             require(self.block == 1, "block", "1 for fp32")
             return
@@ -78,8 +82,8 @@ class BlockFormat:
 
     @property
     def bits_per_element(self) -> float:
-        """Storage per element with the shared exponent spread over the block, in bits."""
-        return self.element_bits + self.exponent_bits / self.block
+        """Storage per element with the shared exponent spread over the block, in bits; over no end if it is WHOLE."""
+        return self.element_bits + (self.exponent_bits / self.block if self.block else 0)
 
     @property
     def max_code(self) -> int:
@@ -112,8 +116,15 @@ class BlockFormat:
         return (-15, 16) if self.exponent_bits == 5 else (-127, 127)
 
     def with_block(self, block: int) -> BlockFormat:
-        """This format with another block size."""
+        """This format with another block size, which may be `WHOLE`."""
         return dataclasses.replace(self, block=block)
+
+    def for_length(self, n: int) -> BlockFormat:
+        """This format as a vector of `n` elements is blocked: a `WHOLE` block has its length.
+
+        Raises FormatError where that is more than a block can have.
+        """
+        return self if self.block else self.with_block(max(n, 1))
 
 
 def _msfp(bits: int) -> BlockFormat:

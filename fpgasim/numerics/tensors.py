@@ -37,7 +37,7 @@ class BlockTensor:
 
     `codes` has the tensor's shape: signed mantissas, bit patterns of float elements, or for fp32 the values.
     `exponents` (int16) has the same shape except along `axis`, where it counts blocks: the shared exponent S as a
-    power of two, `NAN_EXPONENT` where the block is NaN.
+    power of two, `NAN_EXPONENT` where the block is NaN. A `WHOLE` block of the format given becomes the axis's length.
     """
 
     codes: Array
@@ -46,6 +46,7 @@ class BlockTensor:
     axis: int
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "format", self.format.for_length(self.codes.shape[self.axis]))
         blocks = list(self.codes.shape)
         blocks[self.axis] = -(-blocks[self.axis] // self.format.block)
         if self.exponents.shape != tuple(blocks):
@@ -106,8 +107,8 @@ class BlockTensor:
 
         Raises InputError for the wrong number of bytes, FormatError for a mantissa that the format never uses.
         """
-        fmt = get_format(format)
         axis = axis % len(shape)
+        fmt = get_format(format).for_length(shape[axis])
         moved = (*shape[:axis], *shape[axis + 1 :])
         blocks = -(-shape[axis] // fmt.block)
         rows = math.prod(moved)

@@ -76,7 +76,7 @@ def fixed_point(draw: st.DrawFn) -> str:
 
 @st.composite
 def cases(draw: st.DrawFn) -> dict[str, Any]:
-    block = draw(st.sampled_from([1, 2, 3, 5, 8, 16, 17, 32]))
+    block = draw(st.sampled_from([1, 2, 3, 5, 8, 16, 17, 32, 64, 128]))
     bits = st.integers(1, 15)
     own = st.builds(lambda m, e: BlockFormat("own", m, e, block), bits, st.sampled_from([5, 8]))
     named = st.sampled_from([f.with_block(block) for f in CATALOGUE.values() if not f.is_fp32])

@@ -6,7 +6,7 @@ import pytest
 
 from fpgasim.errors import DeviceError, UnknownNameError
 from fpgasim.npu import DEVICES, device_rows, get_device, resolve_numbers
-from fpgasim.numerics import CATALOGUE, BlockFormat
+from fpgasim.numerics import CATALOGUE, WHOLE, BlockFormat
 
 TABLE_III = ("native_dim", "lanes", "tiles", "mrf_tiles", "mfus", "clock_hz")
 A10 = get_device("bw_a10")
@@ -114,6 +114,8 @@ def test_a_block_that_does_not_divide_the_native_dimension_is_refused():
         get_device("bw_s5").resolve_format("mxint8")
     assert get_device("bw_s10").resolve_format("msfp16").block == 16
     assert get_device("bw_s5").resolve_format(BlockFormat("mine", 4, 8, 20)).block == 20
+    with pytest.raises(DeviceError, match=r"'msfp16' has one block for a whole vector, .* with_block\(128\) would do"):
+        A10.resolve_format(CATALOGUE["msfp16"].with_block(WHOLE))
 
 
 def test_numbers_default_to_the_device():

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fpgasim.errors import FormatError, UnknownNameError
-from fpgasim.numerics import CATALOGUE, BlockFormat, get_format
+from fpgasim.numerics import CATALOGUE, WHOLE, BlockFormat, get_format
 
 BITS_PER_ELEMENT = {
     # NeurIPS 2020: the average bits of MSFP-N are N − 8 plus a half for the exponent shared by sixteen.
@@ -60,7 +60,7 @@ def test_an_unknown_format_lists_the_known_ones() -> None:
         ("mantissa_bits", 0),
         ("mantissa_bits", 16),
         ("exponent_bits", 7),
-        ("block", 0),
+        ("block", -1),
         ("block", 65537),
         ("encoding", "ones_complement"),
     ],
@@ -91,3 +91,13 @@ def test_a_bad_field_of_a_float_format_is_named(field: str, value: Any) -> None:
 def test_fp32_has_no_blocks() -> None:
     with pytest.raises(FormatError, match="format 'fp32': block=16 must be 1 for fp32"):
         CATALOGUE["fp32"].with_block(16)
+
+
+def test_a_block_may_be_a_whole_vector() -> None:
+    whole = CATALOGUE["msfp16"].with_block(WHOLE)
+    assert whole.bits_per_element == 8
+    assert whole.for_length(37) == CATALOGUE["msfp16"].with_block(37)
+    assert whole.for_length(0).block == 1
+    assert CATALOGUE["msfp16"].for_length(37) is CATALOGUE["msfp16"]
+    with pytest.raises(FormatError, match="format 'msfp16': block=65537 must be between 1 and 65536, or WHOLE = 0"):
+        whole.for_length(65537)

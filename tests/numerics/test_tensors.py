@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, settings, strategies as st
 
+import fpgasim as fs
 from fpgasim.errors import FormatError, InputError
-from fpgasim.numerics import CATALOGUE, NAN_EXPONENT, ROUNDINGS, BlockFormat, BlockTensor
+from fpgasim.numerics import CATALOGUE, NAN_EXPONENT, ROUNDINGS, WHOLE, BlockFormat, BlockTensor
 
 Quantize = Callable[..., Any]
 FORMATS = [f for f in CATALOGUE.values() if not f.is_fp32]
@@ -125,3 +126,30 @@ def test_unpacking_a_mantissa_that_is_never_made_is_refused() -> None:
 def test_exponents_that_do_not_fit_the_codes_are_refused() -> None:
     with pytest.raises(InputError, match=r"exponents of shape \(1, 1\) do not fit; \(1, 2\) would"):
         BlockTensor(np.zeros((1, 17), np.int8), np.zeros((1, 1), np.int16), CATALOGUE["msfp12"], 1)
+
+
+@each_format
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_whole_vector_is_one_block_in_memory_and_packed(fmt: BlockFormat, axis: int) -> None:
+    @few
+    @given(st.integers(1, 70), st.integers(0, 2**32))
+    def check(n: int, seed: int) -> None:
+        shape = [2, 3, 4]
+        shape[axis] = n
+        x = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+        tensor, known = fs.quantize(x, fmt.with_block(WHOLE), axis), fs.quantize(x, fmt.with_block(n), axis)
+        assert tensor.exponents.shape[axis] == 1
+        assert (tensor.codes == known.codes).all()
+        assert (tensor.exponents == known.exponents).all()
+        assert tensor.pack() == known.pack()
+        back = BlockTensor.unpack(tensor.pack(), fmt.with_block(WHOLE), tuple(shape), axis)
+        assert (back.dequantize() == tensor.dequantize()).all()
+
+    check()
+
+
+def test_a_tensor_of_ones_own_with_whole_blocks_has_the_length_of_its_axis() -> None:
+    whole = CATALOGUE["msfp12"].with_block(WHOLE)
+    assert BlockTensor(np.ones((2, 5), np.int8), np.zeros((2, 1), np.int16), whole, 1).format.block == 5
+    with pytest.raises(InputError, match=r"exponents of shape \(2, 5\) do not fit; \(2, 1\) would"):
+        BlockTensor(np.ones((2, 5), np.int8), np.zeros((2, 5), np.int16), whole, 1)
