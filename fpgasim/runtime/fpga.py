@@ -41,7 +41,8 @@ def run_program(
 
 
 def _leave(value: Float32Array, shape: tuple[int, ...]) -> Float32Array:
-    return np.ascontiguousarray(value.transpose(0, 3, 1, 2)).reshape(shape)
+    # A copy even where the order of the elements stays: what a caller gets is the caller's alone.
+    return np.array(value.transpose(0, 3, 1, 2), order="C").reshape(shape)
 
 
 @dataclass(eq=False)
@@ -130,7 +131,8 @@ class _Run:
                 return np.concatenate([self.values[name] for name in layer.inputs], axis=3)
             case "reshape":  # ONNX's order of the elements: channel, row, column
                 rows4 = self.values[first].transpose(0, 3, 1, 2)
-                return np.ascontiguousarray(rows4).reshape(rows4.shape[0], 1, 1, math.prod(rows4.shape[1:]))
+                # A copy even where the order stays the same: the layer's stages may overwrite it.
+                return np.array(rows4, order="C").reshape(rows4.shape[0], 1, 1, math.prod(rows4.shape[1:]))
             case "pointwise":
                 return self.values[first]
 
