@@ -1,5 +1,6 @@
 """Float elements against other people's implementations: ml_dtypes and gfloat."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from fpgasim.numerics import CATALOGUE
-from fpgasim.numerics.scalar import encode_element
+from fpgasim.numerics.scalar import decode_element, encode_element
 from fpgasim.numerics.tensors import element_values
 
 Quantize = Callable[..., Any]
@@ -84,3 +85,30 @@ def test_mxint8_is_gfloats_but_for_minus_two(quantize: Quantize) -> None:
         theirs = gfloat.quantize_block(info, values, gfloat.compute_scale_amax)
         kept = tensor.codes[row] != -127  # -128 is never used here
         assert (tensor.dequantize()[row][kept] == theirs[kept]).all()
+
+
+@each_format
+def test_every_code_decodes_as_in_gfloat(name: str) -> None:
+    info = getattr(gfloat.formats, f"format_info_ocp_{name.rpartition('_')[2]}")
+    ours = element_values(CATALOGUE[name])
+    for code, value in enumerate(ours.tolist()):
+        theirs = gfloat.decode_float(info, code)
+        if theirs.fclass in (gfloat.FloatClass.NAN, gfloat.FloatClass.INFINITE):
+            assert abs(value) > CATALOGUE[name].element_max  # no quantization makes such a code
+        else:
+            assert (value, math.copysign(1, value) < 0) == (theirs.fval, theirs.signbit)
+
+
+@each_format
+@pytest.mark.parametrize("rounding", ["even", "nearest", "floor"])
+def test_every_tie_and_its_neighbours_round_as_in_gfloat(name: str, rounding: Any) -> None:
+    fmt = CATALOGUE[name]
+    info = getattr(gfloat.formats, f"format_info_ocp_{name.rpartition('_')[2]}")
+    mode = {"even": "TiesToEven", "nearest": "TiesToAway", "floor": "TowardZero"}[rounding]
+    values = element_values(fmt)
+    values = np.unique(values[np.abs(values) <= fmt.element_max])
+    ties = (values[1:] + values[:-1]) / 2
+    beside = [np.nextafter(ties, np.float32(to)) for to in (9e9, -9e9)]  # as doubles gfloat takes some for ties
+    for v in np.concatenate([values, ties, *beside, values * 2]).tolist():
+        ours = decode_element(encode_element(v, 0, fmt, rounding), 0, fmt)
+        assert ours == gfloat.round_float(info, v, gfloat.RoundMode[mode], sat=True), v
