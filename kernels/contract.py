@@ -169,12 +169,20 @@ class Step:
 
 
 class Backend(Protocol):
-    """The kernels. `name` is what FPGASIM_KERNELS selects."""
+    """The kernels. `name` is what FPGASIM_KERNELS selects. `out` takes the result, if given, and is returned."""
 
     @property
     def name(self) -> str: ...
 
-    def quantize(self, x: Float32Array, fmt: BlockFormat, rounding: Rounding, seed: int, /) -> tuple[Array, Int16Array]:
+    def quantize(
+        self,
+        x: Float32Array,
+        fmt: BlockFormat,
+        rounding: Rounding,
+        seed: int,
+        /,
+        out: tuple[Array, Int16Array] | None = None,
+    ) -> tuple[Array, Int16Array]:
         """Codes (rows, blocks·block) and shared exponents (rows, blocks) of `x` (rows, n), by `numerics/scalar.py`.
 
         The tail's codes are zero. Element j of row i draws its random bits from index i·n + j.
@@ -219,13 +227,40 @@ class Backend(Protocol):
         ...
 
     def depthwise(
-        self, x: Float32Array, w: Float32Array, window: Window, pointwise: Pointwise, threads: int, /
+        self,
+        x: Float32Array,
+        w: Float32Array,
+        window: Window,
+        pointwise: Pointwise,
+        threads: int,
+        /,
+        out: Float32Array | None = None,
     ) -> Float32Array:
         """The depthwise convolution (N, OH, OW, C·m) of `x` (N, H, W, C) with `w` (KH, KW, C·m), without blocks.
 
         Values are of the type `pointwise`, kept in float32. Output channel o reads input channel o // m:
         acc = r(x·w) at the first position inside the image, then acc = r(acc + r(x·w)) in (kh, kw) order, r one
         rounding to `pointwise`; 0 where no position is inside.
+        """
+        ...
+
+    def layer(
+        self,
+        x: Operand | Unquantized,
+        w: Operand,
+        window: Window,
+        groups: int,
+        accumulator: Accumulator,
+        order: Order,
+        steps: Sequence[Step],
+        results: Mapping[int, Float32Array],
+        pointwise: Pointwise,
+        threads: int,
+        /,
+    ) -> int:
+        """A `conv2d` of `x`, quantized first if need be, whose unrounded result goes through `chain`.
+
+        Fills `results` as `chain` does and returns how many values saturated.
         """
         ...
 
@@ -295,15 +330,21 @@ def rows_operand(codes: Array, exponents: Int16Array, fmt: BlockFormat, channels
     """What a backend's `quantize` returned, reshaped to (…, blocks·block) and (…, blocks), as an operand."""
     if fmt.is_fp32:
         return Operand(codes, None, 1, 0, channels)
+    table, fraction_bits = element_table(fmt)
+    return Operand(codes if table is None else table[codes], exponents, fmt.block, fraction_bits, channels)
+
+
+@functools.cache
+def element_table(fmt: BlockFormat) -> tuple[Array | None, int]:
+    """The mantissa of each code of small floats, None where codes are mantissas; and the fraction bits of mantissas."""
     if not fmt.is_float:
-        return Operand(codes, exponents, fmt.block, fmt.fraction_bits, channels)
+        return None, 0 if fmt.is_fp32 else fmt.fraction_bits
     values = element_values(fmt)
     fraction_bits = fmt.mantissa_bits - fmt.element_emin
     largest = fmt.element_max * 2.0**fraction_bits
     if largest >= 1 << 15:
-        return Operand(values[codes], exponents, fmt.block, 0, channels)
-    integers = (values * 2.0**fraction_bits).astype(np.int8 if largest < 1 << 7 else np.int16)
-    return Operand(integers[codes], exponents, fmt.block, fraction_bits, channels)
+        return values, 0
+    return (values * 2.0**fraction_bits).astype(np.int8 if largest < 1 << 7 else np.int16), fraction_bits
 
 
 def check_alike(x: BlockFormat, w: BlockFormat) -> None:

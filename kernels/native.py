@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,16 @@ from fpgasim.kernels.contract import (
     Operand,
     Order,
     Pointwise,
+    Step,
+    Unquantized,
     Window,
     engines_of,
     fixed_of,
 )
 from fpgasim.kernels.native_bytes import BytesConvolution
 from fpgasim.kernels.native_structs import format_struct, pointer
-from fpgasim.kernels.native_unit import TYPES, NativeUnit, c_window
+from fpgasim.kernels.native_unit import TYPES, NativeUnit, c_stages, c_window, has_no_table
+from fpgasim.kernels.numpy_unit import given_pair
 from fpgasim.kernels.parallel import split
 from fpgasim.kernels.weights import WeightCache
 from fpgasim.numerics import ROUNDINGS, BlockFormat, Rounding
@@ -54,13 +58,22 @@ class Native(NativeUnit):
         self._weights: WeightCache[_Packed] = WeightCache()
         self.bytes_convolution = BytesConvolution(variant)
 
-    def quantize(self, x: Float32Array, fmt: BlockFormat, rounding: Rounding, seed: int, /) -> tuple[Array, Int16Array]:
+    def quantize(
+        self,
+        x: Float32Array,
+        fmt: BlockFormat,
+        rounding: Rounding,
+        seed: int,
+        /,
+        out: tuple[Array, Int16Array] | None = None,
+    ) -> tuple[Array, Int16Array]:
         rows, n = x.shape
         if fmt.is_fp32:
-            return x.copy(), np.zeros((rows, n), np.int16)
+            return given_pair(x.copy(), np.zeros((rows, n), np.int16), out)
         blocks = -(-n // fmt.block)
-        codes = np.empty((rows, blocks * fmt.block), code_dtype(fmt))
-        exponents = np.empty((rows, blocks), np.int16)
+        if out is None:
+            out = np.empty((rows, blocks * fmt.block), code_dtype(fmt)), np.empty((rows, blocks), np.int16)
+        codes, exponents = out
         self._variant.quantize(
             format_struct(fmt), pointer("float", x), rows, n, _ROUNDING[rounding], seed & (1 << 64) - 1,
             ffi.from_buffer(codes), pointer("int16_t", exponents),
@@ -85,6 +98,31 @@ class Native(NativeUnit):
         oh, ow = window.output_size(height, width)
         conv = _conv(x, w, height, width, window, groups, accumulator, order)
         return self._convolve(conv, x, w, n * height * width, n * oh * ow, threads).reshape(n, oh, ow, -1)
+
+    def layer(
+        self,
+        x: Operand | Unquantized,
+        w: Operand,
+        window: Window,
+        groups: int,
+        accumulator: Accumulator,
+        order: Order,
+        steps: Sequence[Step],
+        results: Mapping[int, Float32Array],
+        pointwise: Pointwise,
+        threads: int,
+        /,
+    ) -> int:
+        result = results[len(steps) - 1]
+        # Few pixels are shared out by outputs, which a chain cannot be.
+        if len(result) >= threads and not has_no_table(steps, pointwise):
+            stages = c_stages(steps, results, pointwise)
+            rounded = pointer("float", results[-1]) if -1 in results else ffi.NULL
+            chain = ffi.new("fs_chain *", (stages, len(steps), TYPES[pointwise], rounded))
+            found = self.bytes_convolution.layer(x, w, window, groups, accumulator, order, chain, threads, result)
+            if found is not None:
+                return found[1]
+        return super().layer(x, w, window, groups, accumulator, order, steps, results, pointwise, threads)
 
     def matmul(self, a: Operand, b: Operand, accumulator: Accumulator, order: Order, threads: int, /) -> Float32Array:
         found = self.bytes_convolution.layer(a, b, Window((1, 1)), 1, accumulator, order, None, threads)
@@ -140,11 +178,18 @@ class Native(NativeUnit):
         return _Packed(filters, panels, (mantissas, scales, low, high, finite))
 
     def depthwise(
-        self, x: Float32Array, w: Float32Array, window: Window, pointwise: Pointwise, threads: int, /
+        self,
+        x: Float32Array,
+        w: Float32Array,
+        window: Window,
+        pointwise: Pointwise,
+        threads: int,
+        /,
+        out: Float32Array | None = None,
     ) -> Float32Array:
         n, height, width, channels = x.shape
         oh, ow = window.output_size(height, width)
-        result = np.empty((n, oh, ow, w.shape[2]), np.float32)
+        result = np.empty((n, oh, ow, w.shape[2]), np.float32) if out is None else out
         place = ffi.new("fs_window *", c_window(window, height, width))
         source, taps, to = pointer("float", x), pointer("float", w), pointer("float", result)
 

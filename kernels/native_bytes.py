@@ -63,8 +63,12 @@ class BytesConvolution:
         order: str,
         chain: Any,
         threads: int,
+        out: Float32Array | None = None,
     ) -> tuple[Float32Array, int] | None:
-        """The result (N, OH, OW, O) after `chain` and how many values saturated; None if this is not for bytes."""
+        """The result (N, OH, OW, O) after `chain` and how many values saturated; None if this is not for bytes.
+
+        `out`, if given, takes the result.
+        """
         if not self._takes(x, w, groups) or (accumulator, order) not in _SUMS:
             return None
         exact = accumulator == "exact"
@@ -75,7 +79,7 @@ class BytesConvolution:
         image, activations = self._fill(x, place, threads)
         if not lib.fs_bytes_fit(place.conv, exact, activations, packed.range):
             return None
-        result = np.empty(place.result, np.float32)
+        result = np.empty(place.result, np.float32) if out is None else out.reshape(place.result)
         pixels = result.size // place.conv.outputs
         terms, weights = pointer("fs_term", place.terms), pointer("uint8_t", packed.weights)
         to = pointer("float", result)

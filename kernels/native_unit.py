@@ -35,10 +35,10 @@ class NativeUnit(PointwiseUnit):
         threads: int,
         /,
     ) -> int:
-        if pointwise == "fp32" and any(step.kind in _FUNCTIONS for step in steps):  # no table has all codes of fp32
+        if has_no_table(steps, pointwise):
             return super().chain(source, steps, results, pointwise, unrounded, threads)
         pixels, channels = source.shape
-        table = ffi.new("fs_stage[]", [_step(step, results.get(i), pointwise) for i, step in enumerate(steps)])
+        table = c_stages(steps, results, pointwise)
         rounded = _pointer(results[-1]) if -1 in results else ffi.NULL
         start, result = _pointer(source), _pointer(results[len(steps) - 1])
         def work(first: int, last: int) -> Any:
@@ -122,6 +122,16 @@ def c_window(window: Window, height: int, width: int) -> dict[str, int]:
         "dilation_height": window.dilation[0],
         "dilation_width": window.dilation[1],
     }
+
+
+def has_no_table(steps: Sequence[Step], pointwise: Pointwise) -> bool:
+    """Whether a step is a function of fp32, which has too many codes for a table."""
+    return pointwise == "fp32" and any(step.kind in _FUNCTIONS for step in steps)
+
+
+def c_stages(steps: Sequence[Step], results: Mapping[int, Float32Array], pointwise: Pointwise) -> Any:
+    """`steps` as an `fs_stage[]`."""
+    return ffi.new("fs_stage[]", [_step(step, results.get(i), pointwise) for i, step in enumerate(steps)])
 
 
 def _step(step: Step, result: Float32Array | None, pointwise: Pointwise) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from fpgasim.kernels.contract import (
     engines_of,
     fixed_of,
 )
-from fpgasim.kernels.numpy_unit import PointwiseUnit
+from fpgasim.kernels.numpy_unit import PointwiseUnit, given, given_pair
 from fpgasim.kernels.parallel import split
 from fpgasim.kernels.weights import WeightCache
 from fpgasim.numerics import NAN_EXPONENT, ROUNDINGS, BlockFormat, Rounding
@@ -49,10 +49,18 @@ class Numba(PointwiseUnit):
     def __init__(self) -> None:
         self._weights: WeightCache[tuple[Array, Array]] = WeightCache()
 
-    def quantize(self, x: Float32Array, fmt: BlockFormat, rounding: Rounding, seed: int, /) -> tuple[Array, Int16Array]:
+    def quantize(
+        self,
+        x: Float32Array,
+        fmt: BlockFormat,
+        rounding: Rounding,
+        seed: int,
+        /,
+        out: tuple[Array, Int16Array] | None = None,
+    ) -> tuple[Array, Int16Array]:
         rows, n = x.shape
         if fmt.is_fp32:
-            return x.copy(), np.zeros((rows, n), np.int16)
+            return given_pair(x.copy(), np.zeros((rows, n), np.int16), out)
         blocks = -(-n // fmt.block)
         codes = np.zeros((rows, blocks * fmt.block), np.int16)
         exponents = np.empty((rows, blocks), np.int16)
@@ -66,7 +74,7 @@ class Numba(PointwiseUnit):
             fmt.element_emax, largest, low, high, above, ROUNDINGS.index(rounding),
             np.uint64(seed & (1 << 64) - 1), codes, exponents,
         )  # fmt: skip
-        return codes.astype(code_dtype(fmt)), exponents
+        return given_pair(codes.astype(code_dtype(fmt)), exponents, out)
 
     def conv2d(
         self,
@@ -115,7 +123,14 @@ class Numba(PointwiseUnit):
         return self.conv2d(x, w, Window((1, 1)), 1, accumulator, order, threads)[:, 0, 0]
 
     def depthwise(
-        self, x: Float32Array, w: Float32Array, window: Window, pointwise: Pointwise, threads: int, /
+        self,
+        x: Float32Array,
+        w: Float32Array,
+        window: Window,
+        pointwise: Pointwise,
+        threads: int,
+        /,
+        out: Float32Array | None = None,
     ) -> Float32Array:
         n, height, width, _ = x.shape
         oh, ow = window.output_size(height, width)
@@ -123,7 +138,7 @@ class Numba(PointwiseUnit):
         result = np.zeros((n * oh * ow, w.shape[2]), np.float32)
         args = (sizes, POINTWISE.index(pointwise), np.require(x, requirements="W"), np.require(w, requirements="W"))
         split(n * oh * ow, threads, lambda first, last: _loops().depthwise(*args, first, last, result))
-        return result.reshape(n, oh, ow, -1)
+        return given(result.reshape(n, oh, ow, -1), out)
 
 
 def _scales(operand: Operand) -> Array:

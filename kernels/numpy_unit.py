@@ -2,20 +2,86 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from fpgasim.kernels import pointwise as unit
-from fpgasim.kernels.contract import Float32Array, Pointwise, Step, Window
+from fpgasim.kernels.contract import (
+    Accumulator,
+    Array,
+    Float32Array,
+    Int16Array,
+    Operand,
+    Order,
+    Pointwise,
+    Step,
+    Unquantized,
+    Window,
+    rows_operand,
+)
 from fpgasim.kernels.parallel import split
+from fpgasim.numerics import BlockFormat, Rounding
+
+ArrayT = TypeVar("ArrayT", bound=Array)
 
 #: Elements of a piece: it goes through the whole chain while it stays in the processor's second-level cache.
 PIECE = 1 << 15
 
 
-class PointwiseUnit:
+class PointwiseUnit(ABC):
     """`contract.Backend` says what each method computes; pools and layouts are those of `pointwise.py`."""
+
+    @abstractmethod
+    def quantize(
+        self,
+        x: Float32Array,
+        fmt: BlockFormat,
+        rounding: Rounding,
+        seed: int,
+        /,
+        out: tuple[Array, Int16Array] | None = None,
+    ) -> tuple[Array, Int16Array]: ...
+
+    @abstractmethod
+    def conv2d(
+        self,
+        x: Operand,
+        w: Operand,
+        window: Window,
+        groups: int,
+        accumulator: Accumulator,
+        order: Order,
+        threads: int,
+        /,
+    ) -> Float32Array: ...
+
+    def layer(
+        self,
+        x: Operand | Unquantized,
+        w: Operand,
+        window: Window,
+        groups: int,
+        accumulator: Accumulator,
+        order: Order,
+        steps: Sequence[Step],
+        results: Mapping[int, Float32Array],
+        pointwise: Pointwise,
+        threads: int,
+        /,
+    ) -> int:
+        blocks = self._quantized(x) if isinstance(x, Unquantized) else x
+        result = self.conv2d(blocks, w, window, groups, accumulator, order, threads)
+        return self.chain(result.reshape(-1, result.shape[3]), steps, results, pointwise, True, threads)
+
+    def _quantized(self, x: Unquantized) -> Operand:
+        *image, channels = x.values.shape
+        if x.format.is_fp32:
+            return Operand(x.values, None, 1, 0, channels)
+        codes, exponents = self.quantize(x.values.reshape(-1, channels), x.format, "even", 0)
+        return rows_operand(codes.reshape(*image, -1), exponents.reshape(*image, -1), x.format, channels)
 
     def chain(
         self,
@@ -56,7 +122,7 @@ class PointwiseUnit:
     def max_pool(
         self, x: Float32Array, window: Window, threads: int, /, out: Float32Array | None = None
     ) -> Float32Array:
-        return _given(unit.max_pool(x, window), out)
+        return given(unit.max_pool(x, window), out)
 
     def average_pool(
         self,
@@ -68,28 +134,36 @@ class PointwiseUnit:
         /,
         out: Float32Array | None = None,
     ) -> Float32Array:
-        return _given(unit.average_pool(x, window, pointwise, count_padding), out)
+        return given(unit.average_pool(x, window, pointwise, count_padding), out)
 
     def unfold(
         self, x: Float32Array, window: Window, threads: int, /, out: Float32Array | None = None
     ) -> Float32Array:
-        return _given(unit.unfold(x, window), out)
+        return given(unit.unfold(x, window), out)
 
     def enter(
         self, x: Float32Array, pointwise: Pointwise, threads: int, /, out: Float32Array | None = None
     ) -> tuple[Float32Array, int]:
         image = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
-        return _given(unit.round_to(image, pointwise), out), unit.count_overflows(image, pointwise)
+        return given(unit.round_to(image, pointwise), out), unit.count_overflows(image, pointwise)
 
     def leave(self, x: Float32Array, threads: int, /, out: Float32Array | None = None) -> Float32Array:
-        return _given(np.ascontiguousarray(x.transpose(0, 3, 1, 2)), out)
+        return given(np.array(x.transpose(0, 3, 1, 2), order="C"), out)  # a copy also where the order stays
 
 
-def _given(result: Float32Array, out: Float32Array | None) -> Float32Array:
+def given(result: ArrayT, out: ArrayT | None) -> ArrayT:
+    """`result`, written into `out` if there is one."""
     if out is None:
         return result
     out[...] = result
     return out
+
+
+def given_pair(
+    codes: Array, exponents: Int16Array, out: tuple[Array, Int16Array] | None
+) -> tuple[Array, Int16Array]:
+    """What `quantize` returns, written into `out` if there is one."""
+    return (codes, exponents) if out is None else (given(codes, out[0]), given(exponents, out[1]))
 
 
 def _apply(

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fpgasim.kernels.contract import Accumulator, Array, Float32Array, Int16Array, Operand, Order, Pointwise, Window
-from fpgasim.kernels.numpy_unit import PointwiseUnit
+from fpgasim.kernels.numpy_unit import PointwiseUnit, given, given_pair
 from fpgasim.kernels.pointwise import round_to
 from fpgasim.kernels.reference_sums import OrderedSum, Products
 from fpgasim.numerics import NAN_EXPONENT, BlockFormat, Rounding
@@ -22,11 +22,19 @@ class Reference(PointwiseUnit):
 
     name = "reference"
 
-    def quantize(self, x: Float32Array, fmt: BlockFormat, rounding: Rounding, seed: int, /) -> tuple[Array, Int16Array]:
+    def quantize(
+        self,
+        x: Float32Array,
+        fmt: BlockFormat,
+        rounding: Rounding,
+        seed: int,
+        /,
+        out: tuple[Array, Int16Array] | None = None,
+    ) -> tuple[Array, Int16Array]:
         rows, n = x.shape
         blocks = -(-n // fmt.block)
         if fmt.is_fp32:
-            return x.copy(), np.zeros((rows, n), np.int16)
+            return given_pair(x.copy(), np.zeros((rows, n), np.int16), out)
         padded = np.zeros((rows, blocks * fmt.block))
         with np.errstate(invalid="ignore"):  # a signaling NaN
             padded[:, :n] = x
@@ -37,7 +45,7 @@ class Reference(PointwiseUnit):
         if rounding == "stochastic":
             draws[:, :n] = _random_bits(seed, rows * n).reshape(rows, n)
         codes = _encode(v, s[..., None], fmt, rounding, draws.reshape(v.shape))
-        return codes.reshape(rows, blocks * fmt.block), s.astype(np.int16)
+        return given_pair(codes.reshape(rows, blocks * fmt.block), s.astype(np.int16), out)
 
     def conv2d(
         self,
@@ -78,7 +86,14 @@ class Reference(PointwiseUnit):
         return total.result()
 
     def depthwise(
-        self, x: Float32Array, w: Float32Array, window: Window, pointwise: Pointwise, threads: int, /
+        self,
+        x: Float32Array,
+        w: Float32Array,
+        window: Window,
+        pointwise: Pointwise,
+        threads: int,
+        /,
+        out: Float32Array | None = None,
     ) -> Float32Array:
         n, height, width, channels = x.shape
         oh, ow = window.output_size(height, width)
@@ -94,7 +109,7 @@ class Reference(PointwiseUnit):
                 sums = round_to(acc + products, pointwise)
             acc = np.where(inside[:, None], np.where(started[:, None], sums, products), acc)
             started |= inside
-        return acc.reshape(n, oh, ow, outputs)
+        return given(acc.reshape(n, oh, ow, outputs), out)
 
 
 def _shared_exponents(v: Float64Array, fmt: BlockFormat) -> npt.NDArray[np.int64]:

@@ -122,7 +122,8 @@ def _dense(request: Request, rows: Array, factor: float = 1.0) -> Lowered:
     if rows.ndim != 2 or rows.shape[1] != in_shape[3]:
         raise request.refuse(f"weights of shape {rows.T.shape} do not fit activations {request.shape(x)}")
     name = _constant_name(request, "weight")
-    constants = {name: Constant(lambda: rows if factor == 1 else rows * np.float32(factor), blocked=True)}
+    matrix = Constant(lambda: (rows if factor == 1 else rows * np.float32(factor))[:, None, None], blocked=True)
+    constants = {name: matrix}
     return _layer(request, "matmul", (x,), in_shape, (), constants, weight=name)
 
 

@@ -1,170 +1,97 @@
-"""Running a Program: every layer through the kernels; between layers NHWC values of the pointwise type."""
+"""Running a Program: every operation of its schedule through the kernels, in memory that is laid out once."""
 
 from __future__ import annotations
 
-import math
+import threading
+import time
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fpgasim.compiler.fusion import reads
-from fpgasim.kernels.contract import Backend, Float32Array, Operand, Window, rows_operand
-from fpgasim.npu import Layer
-from fpgasim.npu.program import Program, nhwc_shape
-from fpgasim.ops import quantize_rows
-from fpgasim.runtime.stages import count_limits, step_of
+from fpgasim.kernels.contract import Backend, Float32Array
+from fpgasim.npu.program import Program
+from fpgasim.runtime.schedule import Feeds, Operation, Schedule, Work, make_schedule
+
+#: Schedules for other tensors than the segment's outputs that a runner keeps; the one made first goes first.
+SCHEDULES_KEPT = 4
 
 
-def run_program(
-    program: Program,
-    feeds: Mapping[str, npt.NDArray[Any]],
-    wanted: Collection[str],
-    kernels: Backend,
-    threads: int,
-    saturations: Counter[str],
-) -> dict[str, Float32Array]:
-    """The tensors `wanted`, float32 in their ONNX shapes, from `feeds`, which are so too.
+class Frame:
+    """The memory of one run at a time, and a schedule's work bound to it."""
 
-    How many values saturated in fp16 is added to `saturations` under the layer's name or the fed tensor's. All state
-    is the run's own: several runs of one Program may go on at once.
-    """
-    run = _Run(program, frozenset(wanted), kernels, threads, saturations)
-    for name in program.inputs:
-        run.enter(name, feeds[name])
-    for layer in program.layers:
-        run.execute(layer)
-    return {name: _leave(run.values[name], program.shapes[name]) for name in wanted}
+    def __init__(self, schedule: Schedule) -> None:
+        self.arrays = schedule.layout.arrays()
+        self.feeds: Feeds = {}
+        self.works: list[tuple[Operation, Work]] = [(o, o.bind(self.arrays, self.feeds)) for o in schedule.operations]
 
+    def run(self, saturations: Counter[str]) -> None:
+        for operation, work in self.works:
+            saturated = work()
+            if saturated:
+                saturations[operation.name] += saturated
 
-def _leave(value: Float32Array, shape: tuple[int, ...]) -> Float32Array:
-    # A copy even where the order of the elements stays: what a caller gets is the caller's alone.
-    return np.array(value.transpose(0, 3, 1, 2), order="C").reshape(shape)
+    def profile(self) -> list[tuple[Operation, float]]:
+        """The operations and the seconds of processor time that each took, all threads together."""
+        taken = []
+        for operation, work in self.works:
+            start = time.process_time()
+            work()
+            taken.append((operation, time.process_time() - start))
+        return taken
 
 
-@dataclass(eq=False)
-class _Run:
-    """The live tensors of one run, by name, NHWC; each is dropped after its last reader unless it is wanted."""
+class FpgaRunner:
+    """One FPGA segment, ready to run from several threads at once: each run takes a frame that no other run has."""
 
-    program: Program
-    wanted: frozenset[str]
-    kernels: Backend
-    threads: int
-    saturations: Counter[str]
-    values: dict[str, Float32Array] = field(default_factory=dict)
-    #: What the matrix unit read: a tensor, or its unrolled windows, quantized once for all layers that read it.
-    operands: dict[tuple[str, Window | None], Operand] = field(default_factory=dict)
+    def __init__(self, program: Program, kernels: Backend, threads: int) -> None:
+        self.program, self._kernels, self._threads = program, kernels, threads
+        self._lock = threading.Lock()
+        self._schedules: dict[frozenset[str], tuple[Schedule, list[Frame]]] = {}
+        self._schedule(frozenset(program.outputs))
 
-    def __post_init__(self) -> None:
-        self.readers = Counter(name for layer in self.program.layers for name in reads(layer))
+    def run(
+        self, feeds: Mapping[str, npt.NDArray[Any]], wanted: Collection[str], saturations: Counter[str]
+    ) -> dict[str, Float32Array]:
+        """The tensors `wanted`, float32 in their ONNX shapes, from `feeds`, which are so too.
 
-    def enter(self, name: str, value: npt.NDArray[Any]) -> None:
-        n, h, w, c = nhwc_shape(self.program.shapes[name])
-        image = np.ascontiguousarray(value).reshape(n, c, h, w)
-        self.values[name], saturated = self.kernels.enter(image, self.program.numbers.pointwise, self.threads)
-        self._count(name, saturated)
+        How many values saturated in fp16 is added to `saturations` under the layer's name or the fed tensor's.
+        """
+        schedule, idle = self._schedule(frozenset(self.program.outputs) | frozenset(wanted))
+        frame = self._take(schedule, idle, feeds)
+        frame.run(saturations)
+        results = {name: self._leave(name, frame, schedule) for name in wanted}
+        frame.feeds.clear()
+        idle.append(frame)
+        return results
 
-    def execute(self, layer: Layer) -> None:
-        """Runs `layer`: its head, then its stages; keeps what is read later or wanted."""
-        pointwise = self.program.numbers.pointwise
-        result = self._head(layer)
-        unrounded = layer.head in ("conv", "matmul")
-        if layer.head in ("depthwise", "average_pool"):  # these round at every step, inside
-            self._count(layer.name, count_limits(result, pointwise))
-        names = [layer.head_output, *(stage.output for stage in layer.stages)]
-        last = {name: i - 1 for i, name in enumerate(names)}
-        kept = {i: name for name, i in last.items() if name in self.wanted or name == layer.output}
-        if unrounded or layer.stages:
-            # The last result may overwrite the head's, which nobody else reads unless the head is only a tensor's name.
-            reuse = layer.head != "pointwise"
-            flat = result.reshape(-1, result.shape[3])
-            rows = {
-                i: flat if reuse and name == layer.output else np.empty_like(flat)
-                for i, name in kept.items()
-                if layer.head != "pointwise" or i >= 0
-            }
-            operands = [None if stage.operand is None else self._rows(stage.operand) for stage in layer.stages]
-            steps = [step_of(stage, operand) for stage, operand in zip(layer.stages, operands, strict=True)]
-            saturated = self.kernels.chain(flat, steps, rows, pointwise, unrounded, self.threads)
-            self._count(layer.name, saturated)
-            self.values.update((kept[i], array.reshape(result.shape)) for i, array in rows.items())
-        else:
-            self.values[layer.output] = result
-        self._release(layer)
+    def profile(self, feeds: Mapping[str, npt.NDArray[Any]]) -> list[tuple[Operation, float]]:
+        """What each operation of a run for the segment's outputs takes, in seconds of processor time."""
+        schedule, idle = self._schedule(frozenset(self.program.outputs))
+        frame = self._take(schedule, idle, feeds)
+        taken = frame.profile()
+        idle.append(frame)
+        return taken
 
-    def _rows(self, name: str) -> Float32Array:
-        """An operand of a stage: a constant, or a tensor as (pixels, C)."""
-        if name in self.program.constants:
-            return self.program.vector(name)
-        value = self.values[name]
-        return value.reshape(-1, value.shape[3])
+    def _take(self, schedule: Schedule, idle: list[Frame], feeds: Mapping[str, npt.NDArray[Any]]) -> Frame:
+        try:
+            frame = idle.pop()  # one bytecode: no other thread gets the same
+        except IndexError:
+            frame = Frame(schedule)
+        frame.feeds.update((name, np.ascontiguousarray(feeds[name])) for name in self.program.inputs)
+        return frame
 
-    def _head(self, layer: Layer) -> Float32Array:
-        numbers = self.program.numbers
-        first = layer.inputs[0]
-        match layer.head:
-            case "conv":
-                x, window = self._quantized(layer)
-                weight = self.program.operand(layer.weight or "")
-                return self.kernels.conv2d(
-                    x, weight, window, layer.groups, numbers.accumulator, numbers.order, self.threads
-                )
-            case "matmul":
-                x, _ = self._quantized(layer)
-                rows = Operand(x.mantissas[:, 0, 0], _first_pixel(x.exponents), x.block, x.fraction_bits, x.channels)
-                weight = self.program.operand(layer.weight or "")
-                product = self.kernels.matmul(rows, weight, numbers.accumulator, numbers.order, self.threads)
-                return product[:, None, None, :]
-            case "depthwise":
-                taps = self.program.vector(layer.weight or "")
-                return self.kernels.depthwise(self.values[first], taps, _window(layer), numbers.pointwise, self.threads)
-            case "max_pool":
-                return self.kernels.max_pool(self.values[first], _window(layer), self.threads)
-            case "average_pool":
-                return self.kernels.average_pool(
-                    self.values[first], _window(layer), numbers.pointwise, layer.count_padding, self.threads
-                )
-            case "concat":
-                return np.concatenate([self.values[name] for name in layer.inputs], axis=3)
-            case "reshape":  # ONNX's order of the elements: channel, row, column
-                rows4 = self.values[first].transpose(0, 3, 1, 2)
-                # A copy even where the order stays the same: the layer's stages may overwrite it.
-                return np.array(rows4, order="C").reshape(rows4.shape[0], 1, 1, math.prod(rows4.shape[1:]))
-            case "pointwise":
-                return self.values[first]
+    def _leave(self, name: str, frame: Frame, schedule: Schedule) -> Float32Array:
+        return self._kernels.leave(frame.arrays[schedule.results[name]], self._threads).reshape(
+            self.program.shapes[name]
+        )
 
-    def _quantized(self, layer: Layer) -> tuple[Operand, Window]:
-        """The layer's input as blocks, and the window to read it through."""
-        name, window = layer.inputs[0], layer.window or Window((1, 1))
-        unrolled = window if layer.packing == "window" else None
-        if (name, unrolled) not in self.operands:
-            image = self.values[name]
-            rows = image if unrolled is None else self.kernels.unfold(image, unrolled, self.threads)
-            codes, exponents = quantize_rows(rows, self.program.numbers.format, kernels=self.kernels)
-            self.operands[name, unrolled] = rows_operand(codes, exponents, self.program.numbers.format, rows.shape[3])
-        return self.operands[name, unrolled], window if unrolled is None else Window((1, 1))
-
-    def _release(self, layer: Layer) -> None:
-        for name in reads(layer):
-            self.readers[name] -= 1
-            if self.readers[name] == 0:
-                if name not in self.wanted:
-                    self.values.pop(name, None)
-                for key in [key for key in self.operands if key[0] == name]:
-                    del self.operands[key]
-
-    def _count(self, name: str, saturated: int) -> None:
-        if saturated:
-            self.saturations[name] += saturated
-
-
-def _window(layer: Layer) -> Window:
-    assert layer.window is not None
-    return layer.window
-
-
-def _first_pixel(exponents: npt.NDArray[np.int16] | None) -> npt.NDArray[np.int16] | None:
-    return None if exponents is None else exponents[:, 0, 0]
+    def _schedule(self, wanted: frozenset[str]) -> tuple[Schedule, list[Frame]]:
+        with self._lock:
+            if wanted not in self._schedules:
+                if len(self._schedules) > SCHEDULES_KEPT:
+                    del self._schedules[list(self._schedules)[1]]  # the first one is for the segment's outputs
+                self._schedules[wanted] = make_schedule(self.program, wanted, self._kernels, self._threads), []
+            return self._schedules[wanted]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -17,12 +17,12 @@ from fpgasim.compiler import lower
 from fpgasim.errors import InputError
 from fpgasim.graph import Tensor
 from fpgasim.kernels import Backend, backend
-from fpgasim.npu.program import Packed, Program
+from fpgasim.npu.program import Packed
 from fpgasim.ops import num_threads
 from fpgasim.placement import Plan, Segment
 from fpgasim.runtime.cpu import CpuRunner
 from fpgasim.runtime.feeds import check_feeds
-from fpgasim.runtime.fpga import run_program
+from fpgasim.runtime.fpga import FpgaRunner
 from fpgasim.runtime.timing import Timing, plan_timing
 
 Array = npt.NDArray[Any]
@@ -56,7 +56,7 @@ class _Step:
     """A segment made ready. `made` are all tensors it can give; `done` those that no later step reads."""
 
     segment: Segment
-    runner: Program | CpuRunner
+    runner: FpgaRunner | CpuRunner
     made: frozenset[str]
     done: tuple[str, ...]
 
@@ -107,9 +107,8 @@ class Session:
         values: dict[str, Array] = dict(arrays)
         for step in steps:
             wanted = [n for n in step.made if n in step.segment.outputs or n in names]
-            if isinstance(step.runner, Program):
-                made = run_program(step.runner, values, wanted, self.kernels, self._threads, saturations)
-                values.update(made)
+            if isinstance(step.runner, FpgaRunner):
+                values.update(step.runner.run(values, wanted, saturations))
             else:
                 values.update(step.runner.run(values, wanted))
             for name in step.done:
@@ -160,9 +159,10 @@ def _steps(plan: Plan, kernels: Backend, threads: int, packed: Mapping[str, Pack
     steps = []
     for i, segment in enumerate(plan.segments):
         made = {name for node in segment.nodes for name in plan.graph.node(node).outputs if name}
-        runner: Program | CpuRunner
+        runner: FpgaRunner | CpuRunner
         if segment.kind == "fpga":
-            runner = lower(plan.graph, segment.nodes, plan.device, plan.numbers, kernels, packed)
+            program = lower(plan.graph, segment.nodes, plan.device, plan.numbers, kernels, packed)
+            runner = FpgaRunner(program, kernels, threads)
         else:
             runner = CpuRunner(plan.graph, segment, threads)
         done = tuple(name for name in segment.inputs if last_reader[name] == i)
@@ -171,7 +171,7 @@ def _steps(plan: Plan, kernels: Backend, threads: int, packed: Mapping[str, Pack
 
 
 def _packed(steps: Sequence[_Step]) -> dict[str, Packed]:
-    programs: Iterator[Program] = (step.runner for step in steps if isinstance(step.runner, Program))
+    programs = (step.runner.program for step in steps if isinstance(step.runner, FpgaRunner))
     return {name: constant for program in programs for name, constant in program.constants.items()}
 
 

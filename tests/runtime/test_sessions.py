@@ -17,7 +17,7 @@ from fpgasim.kernels import backend
 from fpgasim.ops import num_threads
 from fpgasim.placement import Decision, Plan
 from fpgasim.runtime import Session
-from fpgasim.runtime.fpga import run_program
+from fpgasim.runtime.fpga import FpgaRunner
 
 from .evaluator import evaluate, same_bits
 from .nets import NETS, Net, feed, tiny_device
@@ -119,7 +119,7 @@ def test_fusing_changes_no_bit(net):
     x = feed_for(plan)
     names = [name for layer in single for name in layer.tensors]
     fused, unfused = (
-        run_program(p, {"x": x}, names, backend(), 1, Counter())
+        FpgaRunner(p, backend(), 1).run({"x": x}, names, Counter())
         for p in (program, dataclasses.replace(program, layers=single))
     )
     assert all(same_bits(fused[name], unfused[name]) for name in names)
@@ -177,9 +177,9 @@ def test_a_session_keeps_a_limited_number_of_other_shapes():
     for batch in range(2, 14):
         assert session.run({"x": feed((batch, 3, 8, 8))})["logits"].shape == (batch, 7)
     assert len(session._other_shapes) == 8
-    packed = session._steps[0].runner.constants
+    packed = session._steps[0].runner.program.constants
     assert all(
-        step.runner.constants[name] is packed[name]
+        step.runner.program.constants[name] is packed[name]
         for _, steps in session._other_shapes.values()
         for step in steps
         for name in packed
