@@ -94,6 +94,7 @@ def _deserialize(proto: onnx.ModelProto, where: str, folder: Path | None) -> ir.
         raise ModelError(f"{where}: sparse initializer {name!r} is not supported; a dense one would do")
     try:
         model = ir.from_proto(proto)
+        _restore_inputs(model, proto)
         if model.functions:
             ir.passes.common.InlinePass()(model)
     except (ir.serde.SerdeError, ir.passes.PassError, ValueError, NotImplementedError) as error:
@@ -111,6 +112,14 @@ def _deserialize(proto: onnx.ModelProto, where: str, folder: Path | None) -> ir.
                     tensor = _own(attribute.as_tensor(), where, folder)
                     node.attributes.add(ir.AttrTensor(attribute.name, tensor))
     return model
+
+
+def _restore_inputs(model: ir.Model, proto: onnx.ModelProto) -> None:
+    """Gives inputs that are also outputs what their input entries say; onnx-ir let the output entries replace that."""
+    declared = {info.name: info for info in proto.graph.input}
+    for value in model.graph.outputs:
+        if value.is_graph_input():
+            ir.serde.deserialize_value_info_proto(declared[value.name or ""], value)
 
 
 def _all_graphs(graph: ir.Graph) -> Iterable[ir.Graph]:

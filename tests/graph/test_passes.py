@@ -59,6 +59,26 @@ def test_a_stale_claim_about_an_inner_tensor_is_dropped():
     assert load(model).tensor(inner).shape == ("N", 8, 12, 12)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_output_that_is_an_input_or_a_constant_hides_no_shape(order):
+    b = Builder()
+    b.op("Relu", b.conv("x", 4, 4), outputs=["y"])
+    names = ("y", "x", b.initializers[0].name)[::order]
+    shapes = {"y": None, "x": (1, 4, 6, 6), b.initializers[0].name: (4, 4, 3, 3)}
+    graph = load(b.model({"x": (1, 4, 6, 6)}, {name: shapes[name] for name in names}))
+    verify(graph)
+    assert {name: graph.tensor(name).shape for name in shapes} == {**shapes, "y": (1, 4, 6, 6)}
+    assert [tensor.name for tensor in graph.outputs] == list(names)
+
+
+@pytest.mark.parametrize("claim", [None, (1, 4, 6, 7)])
+def test_an_input_that_is_also_an_output_is_what_its_input_entry_says(claim):
+    b = Builder()
+    b.op("Relu", "x", outputs=["y"])
+    graph = load(b.model({"x": ("N", 4, 6, 6)}, {"y": None, "x": claim}))
+    assert graph.inputs[0].shape == graph.tensor("y").shape == ("N", 4, 6, 6)
+
+
 def test_the_shape_a_file_claims_for_an_output_stays_where_inference_knows_less():
     b = Builder()
     b.op("NonZero", "x", outputs=["where"])

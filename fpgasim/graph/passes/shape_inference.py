@@ -83,7 +83,8 @@ def skeleton(model: ir.Model, *, forget: bool) -> onnx.ModelProto:
                 ir.serde.serialize_value_into(graph.value_info.add(), value)
     for value in model.graph.outputs:
         ir.serde.serialize_value_into(graph.output.add(), value)
-        if forget and graph.output[-1].type.HasField("tensor_type"):
+        producer = value.producer()  # none: an input or initializer, whose shape inference would forget with this one
+        if forget and producer is not None and graph.output[-1].type.HasField("tensor_type"):
             graph.output[-1].type.tensor_type.ClearField("shape")
     return proto
 
