@@ -92,7 +92,8 @@ def load(path: str | os.PathLike[str]) -> Plan:
 
 def _plan(facts: dict[str, Any], proto: onnx.ModelProto) -> Plan:
     source = Graph(load_graph(proto, optimize=False).model, optimized=facts["optimized"])
-    graph = source.with_input_shapes({name: tuple(shape) for name, shape in facts["input_shapes"].items()})
+    shapes = {name: tuple(shape) for name, shape in facts["input_shapes"].items() if shape is not None}
+    graph = source.with_input_shapes(shapes)
     for found, key in ((source, "fingerprint"), (graph, "bound_fingerprint")):
         if found.fingerprint() != facts[key]:
             raise ModelError(f"the model is not the one the plan was made for ({key} {found.fingerprint()[:12]}…)")

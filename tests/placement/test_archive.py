@@ -9,7 +9,7 @@ import pytest
 import fpgasim as fs
 from fpgasim.errors import ModelError
 
-from .nets import classifier, sandwich
+from .nets import Net, classifier, sandwich
 
 
 @pytest.fixture
@@ -49,6 +49,13 @@ def test_devices_and_formats_of_ones_own_are_in_the_file(tmp_path):
     again = fs.Plan.load(tmp_path / "plan")
     assert again == plan
     assert (again.device, again.numbers) == (device, plan.numbers)
+
+
+def test_a_plan_whose_input_has_no_shape_comes_back(tmp_path):
+    net = Net(shape=None)
+    plan = fs.partition(net.graph(net.op("Relu", "x")), "bw_a10", "msfp16")
+    plan.save(tmp_path / "plan")
+    assert fs.Plan.load(tmp_path / "plan") == plan
 
 
 def test_the_same_plan_makes_the_same_bytes(plan, saved, tmp_path):
