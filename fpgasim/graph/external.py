@@ -2,6 +2,8 @@
 
 import math
 import os
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,27 @@ import onnx
 import onnx_ir as ir
 
 from fpgasim.errors import ModelError
+
+
+def check_entries(proto: onnx.ModelProto) -> None:
+    """Nothing, or a ModelError that names a tensor whose data lies in a file, but at no whole number of bytes."""
+    nodes = (node for part in (proto.graph, *proto.functions) for node in part.node)
+    for tensor in _tensors(proto.graph.initializer, nodes):
+        for entry in tensor.external_data if tensor.data_location == onnx.TensorProto.EXTERNAL else ():
+            if entry.key in ("offset", "length") and not re.fullmatch("[0-9]{1,19}", entry.value):
+                raise ModelError(
+                    f"external data of tensor {tensor.name!r} has {entry.key} {entry.value!r}; "
+                    "a whole number of bytes from 0 up would do"
+                )
+
+
+def _tensors(initializers: Iterable[onnx.TensorProto], nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    """The tensors of a graph, its nodes' attributes and their subgraphs."""
+    yield from initializers
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for graph in (attribute.g, *attribute.graphs):
+            yield from _tensors(graph.initializer, graph.node)
 
 
 def read_external(tensor: ir.ExternalTensor, folder: Path) -> np.ndarray:
@@ -29,15 +52,17 @@ def read_external(tensor: ir.ExternalTensor, folder: Path) -> np.ndarray:
     shape = tensor.shape.numpy()
     size_bytes = math.ceil(math.prod(shape) * tensor.dtype.itemsize)
     offset, length = tensor.offset or 0, tensor.length
-    if offset < 0 or min(shape, default=0) < 0 or (length is not None and length != size_bytes):
+    if min(shape, default=0) < 0 or (length is not None and length != size_bytes):
         raise ModelError(
             f"{where} has offset {offset} and length {length}; {tensor.dtype} of shape {shape} needs {size_bytes} bytes"
         )
     try:
         with path.open("rb") as file:
-            there = max(os.fstat(file.fileno()).st_size - offset, 0)
+            there = os.fstat(file.fileno()).st_size - offset
             if there < size_bytes:
-                raise ModelError(f"{where} is too short: {there} bytes from offset {offset} on; it needs {size_bytes}")
+                raise ModelError(
+                    f"{where} is too short: {max(there, 0)} bytes from offset {offset} on; it needs {size_bytes}"
+                )
             file.seek(offset)
             data = file.read(size_bytes)
     except OSError as error:

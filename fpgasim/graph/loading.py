@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from fpgasim.errors import InputError, ModelError, WeightsError
 from fpgasim.graph.counting import WEIGHT_INPUTS
-from fpgasim.graph.external import read_external
+from fpgasim.graph.external import check_entries, read_external
 from fpgasim.graph.opsets import LEAST_IR_VERSION, check_operators, check_versions
 from fpgasim.graph.passes import optimize
 from fpgasim.graph.passes.shape_inference import infer_shapes, one_line
@@ -42,7 +42,8 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto, *, optimize: bool = T
         where, path, proto = "the model", None, source
     elif isinstance(source, str | os.PathLike):
         path = Path(source)
-        where, proto = f"model file {str(path)!r}", _read(path)
+        where = f"model file {os.fspath(source)!r}"
+        proto = _read(source, where)
     else:
         raise InputError(f"load takes a path or an onnx.ModelProto; got {type(source).__name__}")
     check_versions(proto, where)
@@ -68,22 +69,23 @@ def _finish(model: ir.Model, optimizing: bool) -> Graph:
     return graph
 
 
-def _read(path: Path) -> onnx.ModelProto:
+def _read(path: str | os.PathLike[str], where: str) -> onnx.ModelProto:
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"model file {str(path)!r} cannot be read: {error.strerror or error}") from error
+        with open(path, "rb") as file:  # Path("") would be the folder
+            data = file.read()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{where} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not data:
-        raise ModelError(f"model file {str(path)!r} is empty (0 bytes); an ONNX model would do")
+        raise ModelError(f"{where} is empty (0 bytes); an ONNX model would do")
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
     except DecodeError as error:
         raise ModelError(
-            f"model file {str(path)!r} of {len(data)} bytes is not a whole ONNX model: truncated, or something else"
+            f"{where} of {len(data)} bytes is not a whole ONNX model: truncated, or something else"
         ) from error
     if not proto.HasField("graph") or not proto.ir_version:
-        raise ModelError(f"model file {str(path)!r} of {len(data)} bytes holds no ONNX graph; an ONNX model would do")
+        raise ModelError(f"{where} of {len(data)} bytes holds no ONNX graph; an ONNX model would do")
     return proto
 
 
@@ -92,6 +94,7 @@ def _deserialize(proto: onnx.ModelProto, where: str, folder: Path | None) -> ir.
     if proto.graph.sparse_initializer:
         name = proto.graph.sparse_initializer[0].values.name
         raise ModelError(f"{where}: sparse initializer {name!r} is not supported; a dense one would do")
+    check_entries(proto)
     try:
         model = ir.from_proto(proto)
         _restore_inputs(model, proto)

@@ -141,6 +141,13 @@ def test_a_missing_file_is_named(tmp_path):
     assert "directory" in one_line(error)
 
 
+def test_an_empty_path_and_a_path_that_no_file_can_have_are_shown_as_given():
+    for path, shown in (("", "''"), ("a\0b", r"'a\x00b'")):
+        with pytest.raises(ModelError) as error:
+            load(path)
+        assert f"model file {shown} cannot be read" in one_line(error)
+
+
 def test_an_empty_file_is_named(tmp_path):
     (tmp_path / "empty.onnx").write_bytes(b"")
     with pytest.raises(ModelError) as error:
@@ -398,6 +405,40 @@ def test_a_link_that_stays_inside_the_folder_is_followed(tmp_path):
     os.rename(tmp_path / "weights.bin", tmp_path / "blob")
     os.symlink("blob", tmp_path / "weights.bin")
     assert load(path).nodes
+
+
+@pytest.mark.parametrize("key", ["offset", "length"])
+@pytest.mark.parametrize("value", ["-8", "abc", "", "9" * 5000])
+@pytest.mark.parametrize("in_a_branch", [False, True])
+def test_external_data_at_no_whole_number_of_bytes_is_named(key, value, in_a_branch, tmp_path):
+    tensor = numpy_helper.from_array(np.ones(2, np.float32), "filters")
+    onnx.external_data_helper.set_external_data(tensor, "all.bin")
+    tensor.ClearField("raw_data")
+    tensor.external_data.add(key=key, value=value)
+    b = Builder()
+    if in_a_branch:
+        output = helper.make_tensor_value_info("filters", TensorProto.FLOAT, [2])
+        branch = helper.make_graph([], "branch", [], [output], [tensor])
+        b.op("If", "x", outputs=["y"], then_branch=branch, else_branch=branch)
+    else:
+        b.initializers.append(tensor)
+        b.op("Add", "x", "filters", outputs=["y"])
+    (tmp_path / "model.onnx").write_bytes(b.model({"x": [2]}, {"y": [2]}).SerializeToString())
+    with pytest.raises(ModelError, match=rf"tensor 'filters' has {key} '{value}'; a whole number of bytes"):
+        load(tmp_path / "model.onnx")
+
+
+def test_empty_external_data_at_an_offset_past_all_files_is_too_short(tmp_path):
+    (tmp_path / "all.bin").write_bytes(b"")
+    tensor = numpy_helper.from_array(np.ones(0, np.float32), "filters")
+    onnx.external_data_helper.set_external_data(tensor, "all.bin", offset=10**19 - 1)
+    tensor.ClearField("raw_data")
+    b = Builder()
+    b.initializers.append(tensor)
+    b.op("Concat", "x", "filters", axis=0, outputs=["y"])
+    (tmp_path / "model.onnx").write_bytes(b.model({"x": [2]}, {"y": [2]}).SerializeToString())
+    with pytest.raises(ModelError, match=r"'all\.bin' of tensor 'filters' is too short"):
+        load(tmp_path / "model.onnx")
 
 
 def test_external_data_of_constant_nodes_is_checked_too(tmp_path):
