@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fpgasim.compiler.capability import Array, Request, Unsupported, check_size
+from fpgasim.compiler.resizing import repeats
 from fpgasim.compiler.windows import conv_window, pool_window
 from fpgasim.graph import Graph, Node
 from fpgasim.kernels.contract import Window
@@ -183,6 +184,13 @@ def _reshape(request: Request) -> Lowered:
     return _layer(request, "reshape", (x,), in_shape, (), {})
 
 
+def _upsample(request: Request) -> Lowered:
+    x = request.activation(0, rank=4)
+    in_shape, repeat = nhwc_shape(request.shape(x)), repeats(request)
+    size = (in_shape[1] * repeat[0], in_shape[2] * repeat[1])
+    return _layer(request, "upsample", (x,), in_shape, (), {}, size, repeat=repeat)
+
+
 def _batch_normalization(request: Request) -> Lowered:
     if request.attribute("training_mode", 0) or not request.attribute("spatial", 1):
         raise request.refuse("training_mode=1 and spatial=0 are not of inference per channel")
@@ -283,6 +291,8 @@ LOWERINGS: Mapping[str, Callable[[Request], Lowered]] = {
     "Reshape": _reshape,
     "Squeeze": _reshape,
     "Unsqueeze": _reshape,
+    "Resize": _upsample,
+    "Upsample": _upsample,
     "BatchNormalization": _batch_normalization,
     "Add": partial(_binary, kind="add"),
     "Sum": partial(_binary, kind="add"),

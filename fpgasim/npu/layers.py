@@ -12,7 +12,9 @@ from typing import Literal
 
 from fpgasim.kernels.contract import Window
 
-Head = Literal["conv", "depthwise", "matmul", "max_pool", "average_pool", "concat", "reshape", "pointwise"]
+Head = Literal[
+    "conv", "depthwise", "matmul", "max_pool", "average_pool", "concat", "reshape", "upsample", "pointwise"
+]
 StageKind = Literal["bias", "add", "mul", "sub", "max", "relu", "clip", "sigmoid", "tanh"]
 Packing = Literal["channel", "window"]
 Shape = tuple[int, int, int, int]
@@ -41,7 +43,8 @@ class Layer:
     `inputs` are ONNX tensors the head reads; `head_output` is the tensor the head makes and `output` the last one,
     after the stages. A node of several steps (a bias; a batch norm's mul and add) gives all of them its output's
     name, which means the last. `nodes` are the ONNX nodes it computes. `weight` names a constant of the Program.
-    `in_shape` and `out_shape` are NHWC; a concat also says how many channels each of its inputs has.
+    `in_shape` and `out_shape` are NHWC; a concat also says how many channels each of its inputs
+    has, an upsample how often it repeats each row and column.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Layer:
     packing: Packing = "channel"
     count_padding: bool = False
     input_channels: tuple[int, ...] = ()
+    repeat: tuple[int, int] = (1, 1)
 
     @property
     def output(self) -> str:

@@ -282,7 +282,9 @@ def _chain_passes(stages: Sequence[Stage], units: Sequence[Unit], mfus: int) -> 
 
 
 def _is_addressing(layer: Layer, device: Device) -> bool:
-    """Whether a concat or reshape moves whole native vectors, so that writing to the right address is all it takes."""
+    """Whether a layer only moves whole native vectors, so that writing to the right addresses is all it takes."""
+    if layer.head == "upsample":
+        return True
     if layer.head == "concat":
         assert sum(layer.input_channels) == layer.out_shape[3], "a concat names the channels of its inputs"
         return all(offset % device.native_dim == 0 for offset in accumulate(layer.input_channels[:-1]))

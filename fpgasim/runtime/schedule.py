@@ -285,6 +285,14 @@ class _Planner:
                     kernels.leave(x, threads, out.reshape(n, channels, height, width))
                     return 0
 
+            case "upsample":
+                kind, (down, right) = "upsample", layer.repeat
+
+                def call(x: Float32Array, out: Float32Array) -> int:
+                    n, height, width, channels = x.shape
+                    out.reshape(n, height, down, width, right, channels)[:] = x[:, :, None, :, None]
+                    return 0
+
             case _:
                 assert layer.head == "concat"
 

@@ -261,6 +261,10 @@ def test_a_reshape_is_addressing_where_there_is_one_position(shape, cycles):
     assert layer_timing(layer("reshape", shape, (1, 1, 1, 72)), TOY, BW).compute_cycles == cycles
 
 
+def test_an_upsample_is_addressing():
+    assert layer_timing(layer("upsample", (1, 3, 3, 8), (1, 6, 3, 8), repeat=(2, 1)), TOY, BW).compute_cycles == 0
+
+
 def test_stages_of_a_repacked_tensor_ride_on_the_repack():
     part = layer("reshape", (1, 3, 3, 8), (1, 1, 1, 72))
     chained = dataclasses.replace(part, stages=stages("relu"))

@@ -288,6 +288,11 @@ def batch_normalization(step: Step) -> Array:
     return step.r(product + step.r(beta - mean * scale).reshape(shape))
 
 
+def upsample(step: Step) -> Array:
+    x = step.read(0)
+    return x.repeat(step.shape[2] // x.shape[2], axis=2).repeat(step.shape[3] // x.shape[3], axis=3)
+
+
 def clip(step: Step) -> Array:
     low, high = (step.r(step.weight(i)) if step.has(i) else sign * np.inf for i, sign in ((1, -1), (2, 1)))
     return np.minimum(np.maximum(step.read(0), low), high).astype(np.float32) + np.float32(0)
@@ -312,6 +317,7 @@ OPERATORS: dict[str, Callable[[Step], Array]] = {
     "ReduceMean": global_average_pool,
     "BatchNormalization": batch_normalization,
     "Concat": lambda s: np.concatenate([s.read(i) for i in range(len(s.node.inputs))], axis=1),
+    "Resize": upsample,
     "Flatten": lambda s: s.read(0).reshape(s.shape),
     "Squeeze": lambda s: s.read(0).reshape(s.shape),
     "Add": lambda s: s.r(s.read(0) + s.read(1)),

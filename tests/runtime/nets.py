@@ -157,8 +157,23 @@ def gates() -> onnx.ModelProto:
     return net.model(("N", 4, 5, 6), "result")
 
 
+def upsampling() -> onnx.ModelProto:
+    """A coarse image repeated in rows and columns and added to a fine one, twice."""
+    net = Net(14)
+    fine = net.op("Relu", net.conv("x", 3, 24, 3, pads=[1, 1, 1, 1]))
+    coarse = net.conv(fine, 24, 24, 2, strides=[2, 3])
+    scales = net.constant(np.array([1, 1, 2, 3], np.float32))
+    x = net.op("Add", net.op("Resize", coarse, "", scales, mode="nearest"), fine)
+    scales = net.constant(np.array([1, 1, 3, 1], np.float32))
+    rule = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    x = net.op("Relu", net.op("Resize", net.conv(x, 24, 20), "", scales, mode="nearest", **rule))
+    net.conv(x, 20, 8, 3, strides=[2, 1])
+    net.nodes[-1].output[0] = "result"
+    return net.model(("N", 3, 4, 6), "result")
+
+
 NETS: dict[str, Callable[[], onnx.ModelProto]] = {
-    f.__name__: f for f in (residual, depthwise, dense, vgg, pools, grouped, gates)
+    f.__name__: f for f in (residual, depthwise, dense, vgg, pools, grouped, gates, upsampling)
 }
 
 
