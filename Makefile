@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 SOURCES := pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
+EXTRAS := demo,test
 # The package as it is installed, kernels in their place: mypy does not follow setup.py's package_dir.
 TYPED := build/typed
 
@@ -14,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The test processes share the processors, so each uses one.
 PYTEST := FPGASIM_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test test-quick lint clean
+.PHONY: demo test test-quick test-oracles oracles test-sanitize test-fuzz lint clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -22,6 +23,9 @@ help:
 	@echo "make demo        classify a photograph on the emulated FPGA, then plan and time ResNet-50"
 	@echo "make test        lint, types and all tests"
 	@echo "make test-quick  the tests that take less than five seconds each"
+	@echo "make test-oracles   formats against other emulators, which need PyTorch: in .venv-oracles, 2 GB"
+	@echo "make test-sanitize  the native kernels under the address and undefined-behaviour sanitizers"
+	@echo "make test-fuzz   random shapes through every backend; EXAMPLES=20000 sets how many"
 	@echo "make lint        ruff and mypy"
 	@echo "make clean       remove what was built, the virtual environment included"
 
@@ -34,6 +38,28 @@ test: lint
 test-quick: $(READY)
 	$(PYTEST) -m "not slow"
 
+# PyTorch stays out of .venv. PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu chooses its build without CUDA.
+test-oracles:
+	$(MAKE) oracles VENV=.venv-oracles EXTRAS=oracles
+
+oracles: $(READY)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/oracles
+
+# A copy of the package, its C compiled with the sanitizers, is found before the installed one. Python's own allocator
+# would hide errors from them; what Python leaks at exit is not ours.
+SANITIZED := build/sanitized
+test-sanitize: $(READY)
+	@rm -rf $(SANITIZED) && mkdir -p $(SANITIZED) && printf '[build]\nbuild_base = $(SANITIZED)/objects\n' > $(SANITIZED)/setup.cfg
+	DIST_EXTRA_CONFIG=$(SANITIZED)/setup.cfg CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -g" \
+	  $(BIN)/python -m pip install --quiet --no-deps --target $(SANITIZED)/lib .
+	env LD_PRELOAD="$$($${CC:-gcc} -print-file-name=libasan.so) $$($${CC:-gcc} -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH=$(SANITIZED)/lib FPGASIM_SANITIZED=1 \
+	  $(BIN)/pytest tests/kernels -k "native or sanitized"
+
+EXAMPLES := 2000
+test-fuzz: $(READY)
+	FPGASIM_FUZZ_EXAMPLES=$(EXAMPLES) $(PYTEST) tests/kernels -k "any_shape"
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	@rm -rf $(TYPED) && mkdir -p $(TYPED)/fpgasim
@@ -41,12 +67,12 @@ lint: $(READY)
 	MYPYPATH=$(TYPED) $(BIN)/mypy -p fpgasim
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info kernels/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .venv-oracles build dist *.egg-info kernels/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): $(SOURCES) $(BIN)/python
 	@echo "Installing fpgasim and what it needs into $(VENV) (a few minutes the first time)"
-	$(BIN)/python -m pip install --editable '.[demo,test]'
+	$(BIN)/python -m pip install --editable '.[$(EXTRAS)]'
 	@touch $@
 
 # The given PYTHON, else the first that is new enough and can make virtual environments.

@@ -1,11 +1,13 @@
 """The backends under test, and what equal means."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import HealthCheck, settings
 
 from fpgasim.kernels import Backend, Operand, available
 from fpgasim.kernels.contract import rows_operand
@@ -20,6 +22,20 @@ def kernels(request: pytest.FixtureRequest) -> Backend:
     """Each faster backend, to be held against the reference."""
     backend: Backend = request.param
     return backend
+
+
+@pytest.fixture(scope="session")
+def fuzz() -> settings:
+    """How many examples of shapes are tried: always the same ones, or as many new ones as make test-fuzz asks for."""
+    examples = os.environ.get("FPGASIM_FUZZ_EXAMPLES")
+    return settings(
+        max_examples=int(examples or 100),
+        deadline=None,
+        derandomize=examples is None,
+        database=None,
+        print_blob=True,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
 
 
 @pytest.fixture(scope="session")

@@ -104,9 +104,9 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def test_conv2d_is_the_reference_for_any_shape_and_any_numbers(
-    kernels: Backend, numbers: Any, blocked: Any, same_bits: Any
+    kernels: Backend, fuzz: settings, numbers: Any, blocked: Any, same_bits: Any
 ) -> None:
-    @settings(max_examples=100, deadline=None, derandomize=True, database=None)
+    @fuzz
     @given(cases())
     def check(case: dict[str, Any]) -> None:
         rng = np.random.default_rng(case["seed"])

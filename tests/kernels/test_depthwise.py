@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from fpgasim.kernels import Backend, Window, pointwise as unit
 from fpgasim.kernels.contract import POINTWISE
@@ -29,6 +30,30 @@ def test_depthwise_is_the_reference(kernels: Backend, pointwise: Any, kind: str,
                 expected = Reference().depthwise(x, w, window, pointwise, 1)
             for threads in (1, 2):
                 assert same_bits(kernels.depthwise(x, w, window, pointwise, threads), expected)
+
+
+def test_depthwise_is_the_reference_for_any_shape_and_any_numbers(
+    kernels: Backend, fuzz: settings, numbers: Any, same_bits: Any
+) -> None:
+    small = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+    @fuzz
+    @given(
+        st.sampled_from(POINTWISE),
+        st.tuples(st.sampled_from(["ordinary", "spread", "any", "tiny"]), st.integers(0, 2**32)),
+        st.tuples(st.integers(1, 2), st.integers(5, 7), st.integers(5, 8), st.integers(1, 40)),
+        st.builds(Window, small, small, st.tuples(*[st.integers(0, 3)] * 4), st.tuples(*[st.integers(1, 2)] * 2)),
+        st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    )
+    def check(pointwise: Any, kind: Any, shape: Any, window: Window, more: tuple[int, int]) -> None:
+        rng, (multiplier, threads) = np.random.default_rng(kind[1]), more
+        x = unit.round_to(numbers(rng, kind[0], *shape), pointwise)
+        w = unit.round_to(numbers(rng, kind[0], *window.kernel, shape[-1] * multiplier), pointwise)
+        with np.errstate(over="ignore", invalid="ignore"):
+            expected = Reference().depthwise(x, w, window, pointwise, 1)
+        assert same_bits(kernels.depthwise(x, w, window, pointwise, threads), expected)
+
+    check()
 
 
 @each_type

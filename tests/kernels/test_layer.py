@@ -19,9 +19,7 @@ def test_a_layer_is_a_convolution_and_a_chain(kernels, pointwise, fmt, window, n
     x = numbers(rng, "ordinary", 1, 7, 9, 40)
     w = blocked(numbers(rng, "ordinary", 24, *window.kernel, 40) * np.float32(300), fmt)
     shape = (np.prod(window.output_size(7, 9)), 24)
-    bias, residual = (
-        unit.round_to(numbers(rng, "ordinary", *s) * np.float32(6e4), pointwise) for s in ((24,), shape)
-    )
+    bias, residual = (unit.round_to(numbers(rng, "ordinary", *s) * np.float32(6e4), pointwise) for s in ((24,), shape))
     steps = [Step("add", bias), Step("add", residual), Step("relu")]
     for accumulator, threads in (("fp32", 1), ("exact", 3)):
         source = backend("reference").conv2d(blocked(x, fmt), w, window, 1, accumulator, "khwc", 1)

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from fpgasim.kernels import Backend
 from fpgasim.kernels.reference import Reference
@@ -48,6 +49,34 @@ def test_quantize_is_the_reference_around_powers_of_two_and_ties(
             got, expected = (k.quantize(x, small, rounding, 3) for k in (kernels, Reference()))
             assert same_bits(got[0], expected[0])
             assert same_bits(got[1], expected[1])
+
+
+@st.composite
+def formats(draw: st.DrawFn) -> BlockFormat:
+    if draw(st.booleans()):
+        known = draw(st.sampled_from(list(CATALOGUE.values())))
+        return known if known.is_fp32 else known.with_block(draw(st.integers(1, 140)))
+    return BlockFormat("own", draw(st.integers(1, 15)), draw(st.sampled_from([5, 8])), draw(st.integers(1, 140)))
+
+
+def test_quantize_is_the_reference_for_any_shape_and_any_numbers(
+    kernels: Backend, fuzz: settings, numbers: Any, same_bits: Any
+) -> None:
+    @fuzz
+    @given(
+        formats(),
+        st.sampled_from(ROUNDINGS),
+        st.sampled_from(KINDS),
+        st.tuples(st.integers(0, 5), st.integers(0, 300)),
+        st.integers(0, 2**64 - 1),
+    )
+    def check(fmt: BlockFormat, rounding: Any, kind: str, shape: tuple[int, int], seed: int) -> None:
+        x = numbers(np.random.default_rng(seed), kind, *shape)
+        got, expected = (k.quantize(x, fmt, rounding, seed) for k in (kernels, Reference()))
+        assert same_bits(got[0], expected[0])
+        assert same_bits(got[1], expected[1])
+
+    check()
 
 
 def test_a_read_only_array_is_quantized_too(kernels: Backend, same_bits: Any) -> None:

@@ -1,5 +1,6 @@
 """Which backends there are and how one is chosen."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -18,6 +19,12 @@ def test_all_backends_are_here_slowest_first_and_native_is_the_default(monkeypat
     assert list(available())[:3] == ["reference", "numba", "native-portable"]
     assert backend().name == list(available())[-1]
     assert backend().name.startswith("native-")
+
+
+def test_the_native_kernels_are_the_sanitized_ones_where_those_are_asked_for() -> None:
+    found = importlib.util.find_spec("fpgasim.kernels._native")
+    assert found is not None
+    assert "build/sanitized" in str(found.origin) or "FPGASIM_SANITIZED" not in os.environ
 
 
 def test_the_environment_forces_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
