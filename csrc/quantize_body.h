@@ -133,6 +133,16 @@ FS_INLINE int16_t encode_block(const fs_format *f, const float *x, int64_t n, in
 static __attribute__((noinline)) void quantize_rows(const fs_format *f, const float *x, int64_t rows, int64_t n,
                                                     int32_t rounding, uint64_t seed, char *codes, int16_t *exponents) {
   const int64_t block = f->block, blocks = (n + block - 1) / block, bytes = f->code_bytes;
+#ifdef FS_QUANTIZE_FAST
+  if (rounding == FS_EVEN && block % 16 == 0 && n % block == 0) {
+    for (int64_t b = 0; b < rows * blocks;) {
+      b += FS_QUANTIZE_FAST(f, x + b * block, rows * blocks - b, codes + b * block * bytes, exponents + b);
+      for (int64_t end = b + 16; b < rows * blocks && b < end; b++)
+        exponents[b] = encode_block(f, x + b * block, block, FS_EVEN, seed, 0, codes + b * block * bytes);
+    }
+    return;
+  }
+#endif
   for (int64_t row = 0; row < rows; row++) {
     for (int64_t b = 0; b < blocks; b++, codes += block * bytes) {
       const int64_t left = n - b * block, count = left < block ? left : block, first = row * n + b * block;

@@ -7,4 +7,5 @@
 #include "../conv_body.h"
 #include "../depthwise_body.h"
 #include "../pools_body.h"
+#include "quantize_avx512.h"
 #include "../quantize_body.h"

@@ -7,6 +7,7 @@
 #include "../conv_body.h"
 #include "../depthwise_body.h"
 #include "../pools_body.h"
+#include "quantize_avx512.h"
 #include "../quantize_body.h"
 #include "bytes_conv_avx512vnni.h"
 #include "bytes_fill_avx512.h"

@@ -84,3 +84,21 @@ def test_a_read_only_array_is_quantized_too(kernels: Backend, same_bits: Any) ->
     writable = kernels.quantize(x, CATALOGUE["msfp16"], "even", 0)
     x.setflags(write=False)
     assert same_bits(kernels.quantize(x, CATALOGUE["msfp16"], "even", 0)[0], writable[0])
+
+
+@each_format
+def test_many_blocks_at_once_are_quantized_as_by_the_reference(
+    kernels: Backend, fmt: BlockFormat, numbers: Any, same_bits: Any
+) -> None:
+    rng = np.random.default_rng(4)
+    block = 16 if fmt.is_fp32 else -(-fmt.block // 16) * 16
+    if not fmt.is_fp32:
+        fmt = fmt.with_block(block)
+    for kind in KINDS:
+        x = numbers(rng, kind, 5, 7 * block)
+        if kind == "ordinary":  # blocks whose largest number is anything from subnormal to the top of float32
+            x = np.ldexp(x.reshape(35, block), rng.integers(-150, 126, (35, 1))).astype(np.float32).reshape(5, -1)
+        expected = Reference().quantize(x, fmt, "even", 0)
+        got = kernels.quantize(x, fmt, "even", 0)
+        assert same_bits(got[0], expected[0]), kind
+        assert same_bits(got[1], expected[1]), kind
