@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,23 +21,21 @@ from fpgasim.kernels.contract import (
     get_pointwise,
     rows_operand,
 )
-from fpgasim.numerics import BlockFormat, BlockTensor, Rounding, get_format, get_rounding
+from fpgasim.numerics import NAN_EXPONENT, BlockFormat, BlockTensor, Rounding, get_format, get_rounding
+from fpgasim.numerics.tensors import checked_axis
 
 Float32Array = npt.NDArray[np.float32]
 
 
 def num_threads(threads: int | None = None) -> int:
     """`threads`, else $FPGASIM_NUM_THREADS, else the processors this process may use. Raises InputError below 1."""
-    value: Any = (
-        threads if threads is not None else os.environ.get("FPGASIM_NUM_THREADS") or len(os.sched_getaffinity(0))
-    )
-    try:
-        count = int(value)
-    except (TypeError, ValueError):
-        count = 0
-    if count < 1 or (not isinstance(value, str) and count != value):
-        raise InputError(f"threads={value!r} is no thread count; a whole number from 1 up would do")
-    return count
+    name, value = "threads", cast(Any, threads)
+    if value is None:
+        text = os.environ.get("FPGASIM_NUM_THREADS") or str(len(os.sched_getaffinity(0)))
+        name, value = "FPGASIM_NUM_THREADS", int(text) if text.strip().isdecimal() else text
+    if not _is_whole(value, 1):
+        raise InputError(f"{name}={value!r} is no thread count; a whole number from 1 up would do")
+    return int(value)
 
 
 def quantize(
@@ -47,23 +45,17 @@ def quantize(
 
     A format with the block `WHOLE` makes one block of the whole axis.
 
-    `x` is anything NumPy takes as float32 with at least one dimension. `rounding` is `even`, `nearest` (ties away
-    from zero), `floor` (toward zero) or `stochastic`, which draws from `seed` and the element's position (C order
-    with `axis` last). Raises UnknownNameError for an unknown format or rounding, InputError for a wrong axis or
-    dtype. The rules stand in `fpgasim.numerics.scalar`.
+    `x` is anything NumPy takes as float32 with at least one dimension, the small floats of ml_dtypes too. `rounding`
+    is `even`, `nearest` (ties away from zero), `floor` (toward zero) or `stochastic`, which draws from `seed`, a whole
+    number, and the element's position (C order with `axis` last). Raises UnknownNameError for an unknown format or
+    rounding, InputError for a wrong axis, seed or dtype. The rules stand in `fpgasim.numerics.scalar`.
     """
     fmt, mode = get_format(format), get_rounding(rounding)
     values = _float32(x, "x")
-    if values.ndim == 0:
-        raise InputError("x is a scalar; quantize needs at least one dimension to make blocks along")
-    if not -values.ndim <= axis < values.ndim:
-        raise InputError(
-            f"axis={axis} is not an axis of x with shape {values.shape}; -{values.ndim} to {values.ndim - 1} are"
-        )
-    axis %= values.ndim
+    axis = checked_axis(axis, values.shape, "x")
     fmt = fmt.for_length(values.shape[axis])
     rows = np.ascontiguousarray(np.moveaxis(values, axis, -1))
-    codes, exponents = quantize_rows(rows, fmt, mode, seed)
+    codes, exponents = quantize_rows(rows, fmt, mode, _seed(seed))
     codes = codes[..., : values.shape[axis]]
     return BlockTensor(
         np.ascontiguousarray(np.moveaxis(codes, -1, axis)),
@@ -99,6 +91,7 @@ def conv2d(
     accumulator: str = "fp32",
     order: str = "khwc",
     rounding: str = "even",
+    seed: int = 0,
     pointwise: str = "fp32",
     threads: int | None = None,
 ) -> Float32Array:
@@ -106,7 +99,8 @@ def conv2d(
 
     x is (N, C, H, W) or by `layout` (N, H, W, C); w is (O, C / groups, KH, KW); bias is (O,). Both are quantized to
     `format` (w to `weight_format` if given) along the channels, or are BlockTensors blocked along the channels
-    already. `padding` is one number, (height, width) or (top, left, bottom, right). `packing="window"` makes blocks
+    already. Stochastic `rounding` draws from `seed` for x and from `seed` + 1 for w, by position with the blocks last.
+    `padding` is one number, (height, width) or (top, left, bottom, right). `packing="window"` makes blocks
     of the flattened (kh, kw, c) window instead, each window quantized afresh. `accumulator` and `order` say how the
     blocks' terms are summed (`kernels/contract.py`); the sum is rounded to `pointwise`, then bias is added, rounded.
     Raises InputError, FormatError or UnknownNameError naming the argument that does not fit.
@@ -122,15 +116,16 @@ def conv2d(
     x, w = (t if isinstance(t, BlockTensor) else _float32(t, name) for t, name in ((x, "x"), (w, "w")))
     x_format = _format_of("x", x, format)
     w_format = _format_of("w", w, format if weight_format is None else weight_format)
-    if not isinstance(w, BlockTensor):
-        _finite(w, "w")
+    _finite_weights(w)
     w_shape = w.shape
     window, channels = _check_conv(x.shape, w_shape, layout, stride, padding, dilation, groups)
     length = channels * math.prod(window.kernel) if packing == "window" else channels
+    _check_memory(x.shape, w_shape, layout, window, packing)
     x_format, w_format = x_format.for_length(length), w_format.for_length(length)
     check_alike(x_format, w_format)
     offsets = None if bias is None else unit.round_to(_checked_bias(bias, w_shape[0]), kind)
-    kernels, workers = backend(), num_threads(threads)
+    kernels, workers, x_seed = backend(), num_threads(threads), _seed(seed)
+    w_seed = x_seed + 1
 
     if groups == channels > 1:  # depthwise: the pointwise unit, no blocks
         taps = np.ascontiguousarray(_values(w)[:, 0].transpose(1, 2, 0))
@@ -145,13 +140,14 @@ def conv2d(
                 )
             columns = unit.unfold(_nhwc(x, layout), window)
             flat = _values(w).transpose(0, 2, 3, 1).reshape(w_shape[0], 1, 1, -1)
-            a, b, window = _operand(columns, x_format, mode), _operand(flat, w_format, mode), Window((1, 1))
+            a, b = _operand(columns, x_format, mode, x_seed), _operand(flat, w_format, mode, w_seed)
+            window = Window((1, 1))
         else:
             if isinstance(x, BlockTensor):
                 a = _blocked(x, 1 if layout == "NCHW" else 3, "x")
             else:
-                a = _operand(_nhwc(x, layout), x_format, mode)
-            b = _weights(w, w_format, mode, groups, channels)
+                a = _operand(_nhwc(x, layout), x_format, mode, x_seed)
+            b = _weights(w, w_format, mode, w_seed, groups, channels)
         result = unit.round_to(kernels.conv2d(a, b, window, groups, acc, steps, workers), kind)
     if offsets is not None:
         result = unit.add(result, offsets, kind)
@@ -169,10 +165,10 @@ def expand_groups(w: Float32Array, groups: int, channels: int) -> Float32Array:
 
 
 def _weights(
-    w: Float32Array | BlockTensor, fmt: BlockFormat, rounding: Rounding, groups: int, channels: int
+    w: Float32Array | BlockTensor, fmt: BlockFormat, rounding: Rounding, seed: int, groups: int, channels: int
 ) -> Operand:
     if not isinstance(w, BlockTensor):
-        return _operand(expand_groups(w, groups, channels), fmt, rounding)
+        return _operand(expand_groups(w, groups, channels), fmt, rounding, seed)
     if groups > 1:
         raise InputError(
             f"w is a BlockTensor and groups={groups}: blocks run over absolute channels, so pass w as numbers"
@@ -187,8 +183,8 @@ def _blocked(tensor: BlockTensor, axis: int, name: str) -> Operand:
     return operand(tensor)
 
 
-def _operand(rows: Float32Array, fmt: BlockFormat, rounding: Rounding) -> Operand:
-    codes, exponents = quantize_rows(np.ascontiguousarray(rows), fmt, rounding)
+def _operand(rows: Float32Array, fmt: BlockFormat, rounding: Rounding, seed: int) -> Operand:
+    codes, exponents = quantize_rows(np.ascontiguousarray(rows), fmt, rounding, seed)
     return rows_operand(codes, exponents, fmt, rows.shape[-1])
 
 
@@ -217,8 +213,31 @@ def _check_conv(
     return window, channels
 
 
+def _check_memory(x: tuple[int, ...], w: tuple[int, ...], layout: str, window: Window, packing: str) -> None:
+    """Raises InputError where the padded input, the unfolded windows or the output could not be held here."""
+    n, channels, height, width = x if layout == "NCHW" else (x[0], x[3], x[1], x[2])
+    (oh, ow), (top, left, bottom, right) = window.output_size(height, width), window.pads
+    arrays = {
+        "an output": (n, w[0], oh, ow) if layout == "NCHW" else (n, oh, ow, w[0]),
+        "a padded input (N, H, W, C)": (n, height + top + bottom, width + left + right, channels),
+    }
+    if packing == "window":
+        arrays["unfolded windows"] = (n, oh, ow, math.prod(window.kernel) * channels)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for what, shape in arrays.items():
+        size = 4 * math.prod(shape)
+        if size > memory:
+            raise InputError(f"{what} of shape {shape} takes {size:,} bytes; this machine has {memory:,}")
+
+
 def _is_whole(value: Any, low: int) -> bool:
-    return isinstance(value, int | np.integer) and int(value) >= low
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= low
+
+
+def _seed(value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise InputError(f"seed={value!r} is no seed; a whole number would do")
+    return int(value)
 
 
 def _pair(name: str, value: int | Sequence[int], low: int) -> tuple[int, int]:
@@ -255,7 +274,8 @@ def _float32(x: npt.ArrayLike, name: str) -> Float32Array:
         array = np.asarray(x)
     except ValueError as error:
         raise InputError(f"{name} is no array of numbers: {error}") from None
-    if array.dtype.kind not in "fiub":
+    # ml_dtypes' types are of kind "V", and cast to float32 safely, which other void types do not.
+    if array.dtype.kind not in "fiub" and not (array.dtype.kind == "V" and np.can_cast(array.dtype, np.float32)):
         raise InputError(f"{name} has dtype {array.dtype}; real numbers would do")
     with np.errstate(over="ignore", invalid="ignore"):
         return array.astype(np.float32, copy=False)
@@ -266,6 +286,16 @@ def _finite(w: Float32Array, name: str) -> Float32Array:
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(w))[0])
         raise InputError(f"{name}{list(where)} is {w[where]}; weights must be finite")
     return w
+
+
+def _finite_weights(w: Float32Array | BlockTensor) -> None:
+    if not isinstance(w, BlockTensor):
+        _finite(w, "w")
+    elif w.format.is_fp32:
+        _finite(w.codes, "w")
+    elif (w.exponents == NAN_EXPONENT).any():
+        where = [int(i) for i in np.argwhere(w.exponents == NAN_EXPONENT)[0]]
+        raise InputError(f"block {where} of w is NaN; weights must be finite")
 
 
 def _checked_bias(bias: npt.ArrayLike, outputs: int) -> Float32Array:

@@ -3,12 +3,13 @@
 import re
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import fpgasim as fs
 from fpgasim.errors import FormatError, InputError, UnknownNameError
-from fpgasim.kernels import backend, operand, pointwise as unit
+from fpgasim.kernels import available, backend, operand, pointwise as unit
 from fpgasim.kernels.contract import POINTWISE, Window, get_accumulator, get_order
 from fpgasim.kernels.reference import Reference
 from fpgasim.numerics import CATALOGUE, WHOLE, BlockFormat
@@ -42,6 +43,12 @@ def test_quantize_takes_lists_integers_and_doubles() -> None:
     assert np.isnan(with_double.dequantize()).all()
 
 
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "int4"])
+def test_quantize_takes_the_types_of_ml_dtypes(name: str) -> None:
+    x = RNG.standard_normal((3, 20)).astype(getattr(ml_dtypes, name))
+    assert (fs.quantize(x, "msfp12").codes == fs.quantize(x.astype(np.float32), "msfp12").codes).all()
+
+
 def test_quantize_of_nothing_is_nothing() -> None:
     assert fs.quantize(np.zeros((0, 3)), "mxint8").codes.shape == (0, 3)
     assert fs.quantize(np.zeros((3, 0)), "mxint8").exponents.shape == (3, 0)
@@ -59,6 +66,16 @@ def test_stochastic_rounding_is_drawn_from_the_seed() -> None:
     [
         ({"x": 3.0}, InputError, "x is a scalar"),
         ({"axis": 2}, InputError, "axis=2 is not an axis of x with shape (2, 3); -2 to 1 are"),
+        ({"axis": 1.0}, InputError, "axis=1.0 is not an axis of x"),
+        ({"axis": "a"}, InputError, "axis='a' is not an axis of x"),
+        ({"axis": None}, InputError, "axis=None is not an axis of x"),
+        ({"axis": True}, InputError, "axis=True is not an axis of x"),
+        ({"format": []}, UnknownNameError, "no format []; there are msfp11"),
+        ({"rounding": []}, UnknownNameError, "no rounding []; there are even"),
+        ({"seed": 1.5}, InputError, "seed=1.5 is no seed; a whole number would do"),
+        ({"seed": "a"}, InputError, "seed='a' is no seed"),
+        ({"seed": None}, InputError, "seed=None is no seed"),
+        ({"x": np.zeros((2, 3), "V4")}, InputError, "x has dtype |V4; real numbers would do"),
         ({"x": np.array(["a"])}, InputError, "x has dtype <U1; real numbers would do"),
         ({"x": [1j]}, InputError, "x has dtype complex128"),
         ({"x": [[1.0], [1.0, 2.0]]}, InputError, "x is no array of numbers"),
@@ -178,6 +195,42 @@ def test_depthwise_runs_in_the_pointwise_unit(pointwise: Any, multiplier: int) -
     assert (got.transpose(0, 2, 3, 1) == unit.add(result, offsets, pointwise)).all()
 
 
+@pytest.mark.parametrize("packing", ["channel", "window"])
+def test_the_roundings_of_conv2d_are_drawn_from_the_seed_for_x_and_the_next_for_w(packing: Any) -> None:
+    def conv(**more: Any) -> Any:
+        return fs.conv2d(X, W, format=MSFP, rounding="stochastic", packing=packing, **more)
+
+    first = conv(seed=3)
+    assert (conv(seed=3) == first).all()
+    assert (conv(seed=4) != first).any()
+    assert (conv() == conv(seed=0)).all()
+    if packing == "channel":
+        x, w = X.transpose(0, 2, 3, 1), W.transpose(0, 2, 3, 1)
+        a, b = (fs.quantize(t, MSFP, rounding="stochastic", seed=s).dequantize() for t, s in ((x, 3), (w, 4)))
+        whole = fs.conv2d(a, b.transpose(0, 3, 1, 2), format=MSFP, layout="NHWC")  # on the grid: nothing to round
+        assert (whole.transpose(0, 3, 1, 2) == first).all()
+
+
+def test_weights_in_blocks_must_be_finite_too() -> None:
+    w = W.copy()
+    w[1, 17, 2, 0] = np.nan
+    with pytest.raises(InputError, match=r"block \[1, 1, 2, 0\] of w is NaN; weights must be finite"):
+        fs.conv2d(X, fs.quantize(w, "msfp14", axis=1), format="msfp14")
+    with pytest.raises(InputError, match=r"w\[1, 17, 2, 0\] is nan; weights must be finite"):
+        fs.conv2d(X, fs.quantize(w, "fp32", axis=1), format="fp32")
+
+
+@pytest.mark.parametrize("kernels", available())
+@pytest.mark.parametrize("dtype", ["i1", "i8", "f8"])
+def test_a_block_tensor_of_another_type_never_reaches_the_kernels(
+    dtype: str, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FPGASIM_KERNELS", kernels)
+    x = fs.quantize(X, "msfp14", axis=1)
+    with pytest.raises(InputError, match=r"exponents of msfp14 have dtype .*; int16 would do"):
+        fs.conv2d(fs.BlockTensor(x.codes, x.exponents.astype(dtype), x.format, x.axis), W, format="msfp14")
+
+
 @pytest.mark.parametrize("pointwise", POINTWISE)
 def test_the_sum_is_rounded_before_the_bias_is_added(pointwise: Any) -> None:
     bias = RNG.standard_normal(6).astype(np.float32)
@@ -196,12 +249,12 @@ def test_the_thread_count_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (fs.conv2d(X, W, format="msfp16") == one).all()
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5, "two", [1]])
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "two", [1]])
 def test_a_bad_thread_count_is_named(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=re.escape(f"threads={value!r} is no thread count")):
         num_threads(value)
     monkeypatch.setenv("FPGASIM_NUM_THREADS", "many")
-    with pytest.raises(InputError, match="threads='many' is no thread count"):
+    with pytest.raises(InputError, match="FPGASIM_NUM_THREADS='many' is no thread count"):
         num_threads()
 
 
@@ -234,6 +287,12 @@ BAD = [
     ({"stride": 0}, InputError, "stride=0 will not do; a whole number from 1 up, or two, would"),
     ({"stride": 1.5}, InputError, "stride=1.5 will not do"),
     ({"stride": (1, 2, 3)}, InputError, "stride=(1, 2, 3) will not do"),
+    ({"stride": True}, InputError, "stride=True will not do"),
+    ({"groups": True}, InputError, "groups=True must divide"),
+    ({"threads": True}, InputError, "threads=True is no thread count"),
+    ({"seed": 1.5}, InputError, "seed=1.5 is no seed; a whole number would do"),
+    ({"padding": 1 << 40}, InputError, "an output of shape (2, 6, 2199023255556, 2199023255556) takes "),
+    ({"padding": 10**6, "stride": 10**6}, InputError, "a padded input (N, H, W, C) of shape (2, 2000006, 2000005, 20)"),
     ({"padding": -1}, InputError, "padding=-1 will not do; a whole number from 0 up"),
     ({"padding": (0, 0, 0, -1)}, InputError, "padding=(0, 0, 0, -1) will not do"),
     ({"dilation": "2"}, InputError, "dilation='2' will not do"),

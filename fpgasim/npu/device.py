@@ -187,7 +187,7 @@ def get_device(device: str | Device) -> Device:
     """
     if isinstance(device, Device):
         return device
-    if device not in DEVICES:
+    if not isinstance(device, str) or device not in DEVICES:
         raise UnknownNameError("device", device, DEVICES)
     return DEVICES[device]
 

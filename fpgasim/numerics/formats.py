@@ -48,6 +48,8 @@ class BlockFormat:
             if not condition:
                 raise FormatError(f"format {self.name!r}: {field}={getattr(self, field)} must be {wanted}")
 
+        for field in ("mantissa_bits", "exponent_bits", "block", "element_exponent_bits"):
+            require(type(getattr(self, field)) is int, field, "a whole number")
         require(self.exponent_bits in (0, 5, 8), "exponent_bits", "5 or 8 (0 only for fp32)")
         require(0 <= self.block <= 1 << 16, "block", "between 1 and 65536, or WHOLE = 0")
         if self.is_fp32:
@@ -178,6 +180,6 @@ def get_format(format: str | BlockFormat) -> BlockFormat:
     """
     if isinstance(format, BlockFormat):
         return format
-    if format not in CATALOGUE:
+    if not isinstance(format, str) or format not in CATALOGUE:
         raise UnknownNameError("format", format, CATALOGUE)
     return CATALOGUE[format]

@@ -29,7 +29,7 @@ _ALIASES = {"away": "nearest", "truncate": "floor"}
 
 def get_rounding(name: str) -> Rounding:
     """The canonical name of a rounding: `even`, `nearest` (ties away from zero), `floor` (to zero), `stochastic`."""
-    canonical = _ALIASES.get(name, name)
+    canonical = _ALIASES.get(name, name) if isinstance(name, str) else None
     if canonical not in ROUNDINGS:
         raise UnknownNameError("rounding", name, (*ROUNDINGS, *_ALIASES))
     return canonical

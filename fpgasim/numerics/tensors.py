@@ -31,6 +31,23 @@ def element_values(fmt: BlockFormat) -> Float32Array:
     return np.array([decode_element(code, 0, fmt) for code in range(1 << fmt.element_bits)], np.float32)
 
 
+def checked_axis(axis: int, shape: tuple[int, ...], name: str) -> int:
+    """`axis`, counted from 0, of `name` with `shape`. Raises InputError where it is none."""
+    n = len(shape)
+    if n == 0:
+        raise InputError(f"{name} is a scalar; at least one dimension to make blocks along would do")
+    if isinstance(axis, bool) or not isinstance(axis, int | np.integer) or not -n <= axis < n:
+        raise InputError(f"axis={axis!r} is not an axis of {name} with shape {shape}; -{n} to {n - 1} are")
+    return int(axis) % n
+
+
+def _within(what: str, values: Array, low: int, high: int, fmt: BlockFormat) -> None:
+    """Raises FormatError for the first of `values` that is not between `low` and `high`."""
+    if values.size and (values.min() < low or values.max() > high):
+        wrong = values[(values < low) | (values > high)].flat[0]
+        raise FormatError(f"{what} {wrong} is not one of {fmt.name}; {low} to {high} would do")
+
+
 @dataclass(frozen=True, eq=False)
 class BlockTensor:
     """A tensor in a block format.
@@ -38,6 +55,8 @@ class BlockTensor:
     `codes` has the tensor's shape: signed mantissas, bit patterns of float elements, or for fp32 the values.
     `exponents` (int16) has the same shape except along `axis`, where it counts blocks: the shared exponent S as a
     power of two, `NAN_EXPONENT` where the block is NaN. A `WHOLE` block of the format given becomes the axis's length.
+    Raises InputError for an axis, a dtype or a shape that does not fit, FormatError for a code or an exponent that the
+    format does not have: the kernels trust what a BlockTensor holds.
     """
 
     codes: Array
@@ -46,11 +65,22 @@ class BlockTensor:
     axis: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "format", self.format.for_length(self.codes.shape[self.axis]))
-        blocks = list(self.codes.shape)
+        shape = np.shape(self.codes)
+        checked_axis(self.axis, shape, "codes")
+        object.__setattr__(self, "format", get_format(self.format).for_length(shape[self.axis]))
+        blocks = list(shape)
         blocks[self.axis] = -(-blocks[self.axis] // self.format.block)
+        for name, wanted in (("codes", code_dtype(self.format)), ("exponents", np.dtype(np.int16))):
+            found = getattr(getattr(self, name), "dtype", type(getattr(self, name)).__name__)
+            if found != wanted:
+                raise InputError(f"{name} of {self.format.name} have dtype {found}; {wanted} would do")
         if self.exponents.shape != tuple(blocks):
             raise InputError(f"exponents of shape {self.exponents.shape} do not fit; {tuple(blocks)} would")
+        fmt = self.format
+        if self.codes.size and not fmt.is_fp32:
+            low, high = (0, (1 << fmt.element_bits) - 1) if fmt.is_float else (-fmt.max_code, fmt.max_code)
+            _within("code", self.codes, low, high, fmt)
+            _within("exponent", self.exponents[self.exponents != NAN_EXPONENT], *fmt.exponent_range, fmt)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -105,22 +135,29 @@ class BlockTensor:
     def unpack(cls, data: bytes, format: str | BlockFormat, shape: tuple[int, ...], axis: int = -1) -> BlockTensor:
         """The tensor of `shape` whose `pack()` gave `data`.
 
-        Raises InputError for the wrong number of bytes, FormatError for a mantissa that the format never uses.
+        Raises InputError for a shape or an axis that is none and for the wrong number of bytes, FormatError for a
+        mantissa that the format never uses.
         """
-        axis = axis % len(shape)
+        if not isinstance(shape, tuple | list) or not all(isinstance(n, int | np.integer) and n >= 0 for n in shape):
+            raise InputError(f"shape={shape!r} is no shape; whole numbers from 0 up would do")
+        try:
+            packed = memoryview(data).cast("B")
+        except TypeError:
+            raise InputError(f"data is of type {type(data).__name__}; bytes would do") from None
+        axis = checked_axis(axis, tuple(shape), "the tensor")
         fmt = get_format(format).for_length(shape[axis])
         moved = (*shape[:axis], *shape[axis + 1 :])
         blocks = -(-shape[axis] // fmt.block)
         rows = math.prod(moved)
         block_bits = fmt.exponent_bits + fmt.block * fmt.element_bits
         size = -(-rows * blocks * block_bits // 8)
-        if len(data) != size:
-            raise InputError(f"{len(data)} bytes do not hold a {fmt.name} tensor of shape {shape}; {size} would")
+        if len(packed) != size:
+            raise InputError(f"{len(packed)} bytes do not hold a {fmt.name} tensor of shape {shape}; {size} would")
         exponents = np.zeros((*moved, blocks), np.int16)
         if fmt.is_fp32:
-            codes = np.moveaxis(np.frombuffer(data, "<f4").reshape(shape), axis, -1).astype(np.float32)
+            codes = np.moveaxis(np.frombuffer(packed, "<f4").reshape(shape), axis, -1).astype(np.float32)
         else:
-            stream = np.unpackbits(np.frombuffer(data, np.uint8), count=rows * blocks * block_bits, bitorder="little")
+            stream = np.unpackbits(np.frombuffer(packed, np.uint8), count=rows * blocks * block_bits, bitorder="little")
             bits = stream.reshape(rows * blocks, block_bits)
             stored = _from_bits(bits[:, : fmt.exponent_bits], fmt.exponent_bits)
             exponents = (stored - fmt.exponent_bias).astype(np.int16).reshape(*moved, blocks)

@@ -62,6 +62,8 @@ def test_an_unknown_format_lists_the_known_ones() -> None:
         ("exponent_bits", 7),
         ("block", -1),
         ("block", 65537),
+        ("block", 16.0),
+        ("mantissa_bits", "4"),
         ("encoding", "ones_complement"),
     ],
 )

@@ -1,5 +1,6 @@
 """Tensors of blocks: what quantization keeps, and the dense packing."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -153,3 +154,62 @@ def test_a_tensor_of_ones_own_with_whole_blocks_has_the_length_of_its_axis() -> 
     assert BlockTensor(np.ones((2, 5), np.int8), np.zeros((2, 1), np.int16), whole, 1).format.block == 5
     with pytest.raises(InputError, match=r"exponents of shape \(2, 5\) do not fit; \(2, 1\) would"):
         BlockTensor(np.ones((2, 5), np.int8), np.zeros((2, 5), np.int16), whole, 1)
+
+
+GOOD = {"codes": np.ones((2, 20), np.int8), "exponents": np.zeros((2, 2), np.int16), "format": "msfp12", "axis": 1}
+SMALL = {"codes": np.ones((2, 20), np.uint8), "exponents": np.zeros((2, 1), np.int16), "format": "mxfp4_e2m1"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"exponents": np.zeros((2, 2), np.int8)}, InputError, "exponents of msfp12 have dtype int8; int16 would do"),
+        ({"exponents": np.zeros((2, 2), np.int64)}, InputError, "exponents of msfp12 have dtype int64"),
+        ({"exponents": np.zeros((2, 2))}, InputError, "exponents of msfp12 have dtype float64"),
+        ({"exponents": np.zeros((2, 2), ">i2")}, InputError, "exponents of msfp12 have dtype >i2"),
+        ({"exponents": [[0, 0]] * 2}, InputError, "exponents of msfp12 have dtype list"),
+        ({"exponents": np.full((2, 2), 129, np.int16)}, FormatError, "exponent 129 is not one of msfp12; -127 to 127"),
+        ({"exponents": np.full((2, 2), -128, np.int16)}, FormatError, "exponent -128 is not one of msfp12"),
+        (
+            {"format": CATALOGUE["fp11_intel"], "exponents": np.full((2, 2), 17, np.int16)},
+            FormatError,
+            "exponent 17 is not one of fp11_intel; -15 to 16 would do",
+        ),
+        ({"codes": np.ones((2, 20), np.uint8)}, InputError, "codes of msfp12 have dtype uint8; int8 would do"),
+        ({"codes": np.ones((2, 20), np.int16)}, InputError, "codes of msfp12 have dtype int16"),
+        ({"codes": np.full((2, 20), 8, np.int8)}, FormatError, "code 8 is not one of msfp12; -7 to 7 would do"),
+        ({"codes": np.full((2, 20), -8, np.int8)}, FormatError, "code -8 is not one of msfp12"),
+        (SMALL | {"codes": np.full((2, 20), 200, np.uint8)}, FormatError, "code 200 is not one of mxfp4_e2m1; 0 to 15"),
+        ({"codes": np.int8(1)}, InputError, "codes is a scalar"),
+        ({"axis": 9}, InputError, r"axis=9 is not an axis of codes with shape (2, 20); -2 to 1 are"),
+        ({"axis": 1.0}, InputError, "axis=1.0 is not an axis"),
+        ({"format": "msfp99"}, InputError, "no format 'msfp99'"),
+    ],
+)
+def test_a_tensor_of_ones_own_is_checked(wrong: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments: dict[str, Any] = GOOD | wrong
+    with pytest.raises(error, match=re.escape(message)):
+        BlockTensor(**arguments)
+
+
+def test_a_tensor_of_ones_own_may_hold_whatever_its_format_has() -> None:
+    exponents = np.array([[-127, 127], [NAN_EXPONENT, 0]], np.int16)
+    for code in (-7, 7):
+        tensor = BlockTensor(np.full((2, 20), code, np.int8), exponents, "msfp12", -1)  # type: ignore[arg-type]
+        assert tensor.format is CATALOGUE["msfp12"]
+    assert BlockTensor(np.full((2, 20), 15, np.uint8), exponents[:, :1], CATALOGUE["mxfp4_e2m1"], 1).shape == (2, 20)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((b"", "msfp12", ()), "the tensor is a scalar"),
+        ((b"", "msfp12", (-2, -20)), "shape=(-2, -20) is no shape; whole numbers from 0 up would do"),
+        ((b"", "msfp12", 3), "shape=3 is no shape"),
+        ((b"abc", "msfp12", (1, 16), 2), "axis=2 is not an axis of the tensor with shape (1, 16)"),
+        (("abc", "msfp12", (1, 16)), "data is of type str; bytes would do"),
+    ],
+)
+def test_unpacking_names_the_argument_that_does_not_fit(arguments: Any, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        BlockTensor.unpack(*arguments)
