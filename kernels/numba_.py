@@ -111,11 +111,15 @@ class Numba(PointwiseUnit):
         elif accumulator in ("fp16", "bf16"):
             mode = POINTWISE.index(accumulator)
         engines = 1 if accumulator == "exact" else min(engines_of(order), kh * kw * x.blocks)
-        digits = (fixed.bits, fixed.fraction) if fixed else (64, 0)
         sizes = np.array([height, width, oh, ow, *window.kernel, *window.stride, *window.pads[:2], *window.dilation])
         result = np.empty((n * oh * ow, outputs), np.float32)
-        args = (sizes, groups, x.channels, order == "chwk", engines, mode, digits, a, _scales(x), b, b_scales)
-        split(n * oh * ow, threads, lambda first, last: loops.conv2d(*args, first, last, result))
+        layer = (sizes, groups, x.channels, order == "chwk")
+        operands = (a, _scales(x), b, b_scales)
+        run = functools.partial(loops.conv2d, *layer, mode, *operands)
+        if mode not in (modes.PLAIN, modes.FP32, modes.DOUBLE, modes.LIMBS) or engines > 1:
+            digits = (fixed.bits, fixed.fraction) if fixed else (64, 0)
+            run = functools.partial(loops.conv2d_ordered, *layer, engines, mode, digits, *operands)
+        split(n * oh * ow, threads, lambda first, last: run(first, last, result))
         return result.reshape(n, oh, ow, outputs)
 
     def matmul(self, a: Operand, b: Operand, accumulator: Accumulator, order: Order, threads: int, /) -> Float32Array:

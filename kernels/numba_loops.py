@@ -107,80 +107,122 @@ def _add_products(a, w, lo, d):
             d[o] += a0 * w0[o]
 
 
+@numba.njit
+def _pixel_under(sizes, p, tap):
+    """The pixel of the input under tap `tap` of output pixel `p`, or -1 outside the image."""
+    height, width, oh, ow, _, kw, stride_h, stride_w, top, left, dilation_h, dilation_w = sizes
+    column, line = p % ow, p // ow
+    y = line % oh * stride_h + tap // kw * dilation_h - top
+    z = column * stride_w + tap % kw * dilation_w - left
+    if y < 0 or y >= height or z < 0 or z >= width:
+        return -1
+    return (line // oh * height + y) * width + z
+
+
+@numba.njit
+def _blocks_of_group(g, groups, channels, block):
+    """The first block with a channel of group `g`, and how many there are."""
+    first = g * (channels // groups) // block
+    return first, ((g + 1) * (channels // groups) + block - 1) // block - first
+
+
 @numba.njit(nogil=True)
-def conv2d(sizes, groups, channels, chwk, engines, mode, fixed, x, x_scales, w, w_scales, first, last, result):
-    """Pixels first <= p < last of result (pixels, outputs).
+def conv2d(sizes, groups, channels, chwk, mode, x, x_scales, w, w_scales, first, last, result):
+    """Pixels first <= p < last of result (pixels, outputs), summed in fp32 or exactly.
 
     x (pixels, blocks, block) and w (taps, blocks, block, outputs) are of one float type that holds each dot product.
     """
-    height, width, oh, ow, kh, kw, stride_h, stride_w, top, left, dilation_h, dilation_w = sizes
-    outputs, block, taps = w.shape[3], x.shape[2], kh * kw
+    outputs, block, taps = w.shape[3], x.shape[2], w.shape[0]
+    filters = outputs // groups
+    d = np.empty(filters, x.dtype)
+    acc = np.empty(filters, np.float32)
+    doubles = np.empty(filters, np.float64)
+    limbs = np.empty((filters, sums.LIMB_COUNT), np.int64)
+    for p in range(first, last):
+        for g in range(groups):
+            lo = g * filters
+            acc[:] = 0
+            doubles[:] = 0
+            if mode == sums.LIMBS:
+                limbs[:] = 0
+            first_block, blocks = _blocks_of_group(g, groups, channels, block)
+            for step in range(taps * blocks):
+                tap = step % taps if chwk else step // blocks
+                b = first_block + (step // taps if chwk else step % blocks)
+                pixel = _pixel_under(sizes, p, tap)
+                if pixel < 0:
+                    continue
+                if mode == sums.PLAIN:
+                    _add_products(x[pixel, b], w[tap, b], lo, acc)
+                    continue
+                d[:] = 0
+                _add_products(x[pixel, b], w[tap, b], lo, d)
+                s, ws = x_scales[pixel, b], w_scales[tap, b, lo : lo + filters]
+                if mode == sums.FP32:
+                    for o in range(d.size):
+                        acc[o] += np.float32(np.float64(d[o]) * (s * ws[o]))
+                elif mode == sums.DOUBLE:
+                    for o in range(d.size):
+                        doubles[o] += np.float64(d[o]) * (s * ws[o])
+                else:
+                    for o in range(d.size):
+                        t = np.float64(d[o]) * (s * ws[o])
+                        if not math.isfinite(t):
+                            acc[o] += np.float32(t)
+                        elif t != 0.0:
+                            sums.add_limbs(limbs[o], t)
+            for o in range(filters):
+                if mode == sums.DOUBLE:
+                    result[p, lo + o] = np.float32(doubles[o])
+                elif mode == sums.LIMBS and acc[o] == 0:
+                    result[p, lo + o] = sums.round_limbs(limbs[o])
+                else:
+                    result[p, lo + o] = acc[o]
+
+
+@numba.njit(nogil=True)
+def conv2d_ordered(sizes, groups, channels, chwk, engines, mode, fixed, x, x_scales, w, w_scales, first, last, result):
+    """As `conv2d`, for the other accumulators, and for trees of engines.
+
+    A function of its own, since compiling it takes seconds that most programs can do without.
+    """
+    outputs, block, taps = w.shape[3], x.shape[2], w.shape[0]
     filters = outputs // groups
     d = np.empty(filters, x.dtype)
     t = np.empty(filters, np.float32)
     acc = np.empty(filters, np.float32)
     integers = np.empty(filters, np.int64)
-    doubles = np.empty(filters, np.float64)
-    limbs = np.empty((filters, sums.LIMB_COUNT), np.int64)
     waiting = np.empty((sums.LEVELS, filters), np.float32)  # sums of 2^level engines that wait for a neighbour
     waiting_integers = np.empty((sums.LEVELS, filters), np.int64)
     for p in range(first, last):
-        column, line = p % ow, p // ow
-        row, image = line % oh, line // oh
         for g in range(groups):
             lo = g * filters
-            first_block = g * (channels // groups) // block
-            blocks = ((g + 1) * (channels // groups) + block - 1) // block - first_block
-            for engine in range(engines):
+            first_block, blocks = _blocks_of_group(g, groups, channels, block)
+            for engine in range(engines + 1):
                 acc[:] = 0
                 integers[:] = 0
-                doubles[:] = 0
-                if mode == sums.LIMBS:
-                    limbs[:] = 0
-                for step in range(engine, taps * blocks, engines):
+                for step in range(engine, taps * blocks if engine < engines else 0, engines):
                     tap = step % taps if chwk else step // blocks
                     b = first_block + (step // taps if chwk else step % blocks)
-                    y = row * stride_h + tap // kw * dilation_h - top
-                    z = column * stride_w + tap % kw * dilation_w - left
-                    if y < 0 or y >= height or z < 0 or z >= width:
-                        continue
-                    pixel = (image * height + y) * width + z
-                    if mode == sums.PLAIN:
-                        _add_products(x[pixel, b], w[tap, b], lo, acc)
+                    pixel = _pixel_under(sizes, p, tap)
+                    if pixel < 0:
                         continue
                     d[:] = 0
                     _add_products(x[pixel, b], w[tap, b], lo, d)
                     s, ws = x_scales[pixel, b], w_scales[tap, b, lo : lo + filters]
-                    if mode == sums.FP32:
-                        for o in range(d.size):
-                            acc[o] += np.float32(np.float64(d[o]) * (s * ws[o]))
-                    elif mode == sums.DOUBLE:
-                        for o in range(d.size):
-                            doubles[o] += np.float64(d[o]) * (s * ws[o])
-                    elif mode == sums.LIMBS:
-                        for o in range(d.size):
-                            term = np.float64(d[o]) * (s * ws[o])
-                            if not math.isfinite(term):
-                                acc[o] += np.float32(term)
-                            elif term != 0.0:
-                                sums.add_limbs(limbs[o], term)
-                    else:
-                        for o in range(d.size):
-                            t[o] = np.float32(np.float64(d[o]) * (s * ws[o]))
-                        sums.add_terms(mode, fixed, acc, integers, t)
-                if engines > 1:
-                    level, passed = 0, engine
-                    while passed & 1:  # the left neighbour is complete
+                    for o in range(d.size):
+                        t[o] = np.float32(np.float64(d[o]) * (s * ws[o]))
+                    sums.add_terms(mode, fixed, acc, integers, t)
+                # A bit of `engine` says that a sum of so many engines waits: the left neighbour of this one, while
+                # the bits are 1 from the lowest up. In the end, after the last engine, all that wait are joined.
+                level = 0
+                while level < sums.LEVELS and (engine == engines or engine >> level & 1):
+                    if engine >> level & 1:
                         sums.join(mode, fixed, acc, integers, waiting[level], waiting_integers[level])
-                        level, passed = level + 1, passed >> 1
+                    level += 1
+                if engine < engines:
                     waiting[level], waiting_integers[level] = acc, integers
-            if engines > 1:
-                acc[:] = 0
-                integers[:] = 0
-                for level in range(sums.LEVELS):
-                    if engines >> level & 1:
-                        sums.join(mode, fixed, acc, integers, waiting[level], waiting_integers[level])
-            sums.results(mode, fixed, acc, integers, doubles, limbs, result[p, lo : lo + filters])
+            sums.results(mode, fixed, acc, integers, result[p, lo : lo + filters])
 
 
 @numba.njit(nogil=True)

@@ -53,7 +53,7 @@ def _carry(limbs):
 
 
 @numba.njit
-def _round_limbs(limbs):
+def round_limbs(limbs):
     """The sum rounded once to float32. Spoils the limbs."""
     sign = 1.0
     if _carry(limbs) < 0:
@@ -190,19 +190,13 @@ def join(mode, fixed, acc, integers, other, other_integers):
 
 
 @numba.njit
-def results(mode, fixed, acc, integers, sums, limbs, result):
-    """The sums as float32. Spoils the limbs."""
-    if mode < WRAP or mode == PLAIN:
+def results(mode, fixed, acc, integers, result):
+    """The sums as float32."""
+    if mode < WRAP:
         for o in range(result.size):
             result[o] = acc[o] + np.float32(0.0)
-    elif mode == DOUBLE:
-        for o in range(result.size):
-            result[o] = np.float32(sums[o])
-    elif mode == LIMBS:
-        for o in range(result.size):
-            result[o] = _round_limbs(limbs[o]) if acc[o] == 0 else acc[o]
-    else:
-        unused = np.int64(64 - fixed[0])
-        for o in range(result.size):  # what WRAP added above its bits is shifted out
-            whole = (integers[o] << unused) >> unused
-            result[o] = acc[o] + np.float32(whole) * np.float32(POWERS[ZERO - fixed[1]])
+        return
+    unused = np.int64(64 - fixed[0])
+    for o in range(result.size):  # what WRAP added above its bits is shifted out
+        whole = (integers[o] << unused) >> unused
+        result[o] = acc[o] + np.float32(whole) * np.float32(POWERS[ZERO - fixed[1]])
