@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fpgasim.errors import InputError
 from fpgasim.kernels.contract import Accumulator, Order, Pointwise, get_accumulator, get_order, get_pointwise
 from fpgasim.npu.device import Device, get_device
 from fpgasim.numerics import BlockFormat
@@ -11,12 +12,22 @@ from fpgasim.numerics import BlockFormat
 
 @dataclass(frozen=True)
 class Numbers:
-    """The block format of the matrix unit, how its terms add up, and the type between layers."""
+    """The block format of the matrix unit, how its terms add up, and the type between layers.
+
+    Names are kept in canonical form. Raises UnknownNameError for an unknown one, InputError for a number in one that
+    is out of range.
+    """
 
     format: BlockFormat
     accumulator: Accumulator
     order: Order
     pointwise: Pointwise
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.format, BlockFormat):
+            raise InputError(f"numbers: format={self.format!r} is no BlockFormat; get_format gives one by name")
+        for name, get in (("accumulator", get_accumulator), ("order", get_order), ("pointwise", get_pointwise)):
+            object.__setattr__(self, name, get(getattr(self, name)))
 
 
 def resolve_numbers(
@@ -37,7 +48,7 @@ def resolve_numbers(
     defaults = ("fp32", "khwc", "fp32") if fmt.is_fp32 else (d.accumulator, d.order, d.pointwise)
     return Numbers(
         fmt,
-        get_accumulator(defaults[0] if accumulator is None else accumulator),
-        get_order(defaults[1] if order is None else order),
+        defaults[0] if accumulator is None else accumulator,
+        defaults[1] if order is None else order,
         get_pointwise(defaults[2] if pointwise is None else pointwise),
     )

@@ -18,6 +18,7 @@ from fpgasim.graph import Graph, load as load_graph
 from fpgasim.npu import Device, Numbers
 from fpgasim.numerics import BlockFormat
 from fpgasim.placement.cost_graph import CostGraph
+from fpgasim.placement.costs import cost_table
 from fpgasim.placement.plan import Decision, Plan
 
 #: Raised by one whenever a plan of before can no longer be read.
@@ -85,28 +86,44 @@ def load(path: str | os.PathLike[str]) -> Plan:
         raise ModelError(f"{where} is of version {version!r}; this fpgasim reads version {VERSION}")
     try:
         return _plan(facts, onnx.ModelProto.FromString(model))
-    except (FpgasimError, DecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (FpgasimError, DecodeError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         message = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ModelError(f"{where} is damaged: {message}") from error
 
 
 def _plan(facts: dict[str, Any], proto: onnx.ModelProto) -> Plan:
+    if not isinstance(facts["optimized"], bool):
+        raise ModelError(f"optimized={facts['optimized']!r} must be true or false")
     source = Graph(load_graph(proto, optimize=False).model, optimized=facts["optimized"])
     shapes = {name: tuple(shape) for name, shape in facts["input_shapes"].items() if shape is not None}
     graph = source.with_input_shapes(shapes)
     for found, key in ((source, "fingerprint"), (graph, "bound_fingerprint")):
         if found.fingerprint() != facts[key]:
             raise ModelError(f"the model is not the one the plan was made for ({key} {found.fingerprint()[:12]}…)")
-    numbers = facts["numbers"]
-    return Plan(
+    device = Device(**{**facts["device"], "assumed": frozenset(facts["device"]["assumed"])})
+    numbers = Numbers(**{**facts["numbers"], "format": BlockFormat(**facts["numbers"]["format"])})
+    decisions = tuple(Decision(**decision) for decision in facts["decisions"])
+    for name, text in (("note", facts["note"]), *((d.node, d.message) for d in decisions)):
+        if not isinstance(text, str):
+            raise ModelError(f"{name}: {text!r} is no text")
+    cost_graph = CostGraph.from_json(facts["cost_graph"])
+    plan = Plan(
         graph,
         source,
-        Device(**{**facts["device"], "assumed": frozenset(facts["device"]["assumed"])}),
-        Numbers(**{**numbers, "format": BlockFormat(**numbers["format"])}),
+        device,
+        numbers,
         facts["objective_name"],
         facts["algorithm"],
-        tuple(Decision(**decision) for decision in facts["decisions"]),
-        CostGraph.from_json(facts["cost_graph"]),
+        decisions,
+        cost_graph,
         facts["lower_bound_s"],
         facts["note"],
     )
+    costs = cost_table(graph, device, numbers).cost_graph
+    for field in dataclasses.fields(CostGraph):
+        if getattr(costs, field.name) != getattr(cost_graph, field.name):
+            raise ModelError(
+                f"cost_graph.{field.name} is not what this fpgasim computes for the model on device {device.name!r}; "
+                "partition anew if another version wrote the plan"
+            )
+    return plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from functools import cached_property
 from typing import Literal, get_args
 
 from fpgasim.compiler import UnsupportedCode
-from fpgasim.errors import PlacementError
+from fpgasim.errors import PlacementError, UnknownNameError
 from fpgasim.graph import Graph
 from fpgasim.npu import Device, Numbers
 from fpgasim.placement.cost_graph import CostGraph, Side, check_convex, objective, phases
@@ -18,11 +19,13 @@ Objective = Literal["latency", "coverage"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 #: What made the placement of a plan.
 Winner = Literal["mincut", "coverage", "all-cpu"]
+WINNERS: tuple[Winner, ...] = get_args(Winner)
 ReasonCode = (
     UnsupportedCode
     | Literal["coverage", "cheaper-on-fpga", "saves-transfer"]  # on the FPGA
     | Literal["cheaper-on-cpu", "not-worth-transfer"]
 )
+REASON_CODES: tuple[ReasonCode, ...] = tuple(code for codes in get_args(ReasonCode) for code in get_args(codes))
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,9 @@ class Plan:
 
     `graph` has all its dimensions bound, `source_graph` is the one given. `lower_bound_s` bounds the latency
     objective of every placement from below. `note` says where something else than asked for was taken; else ''.
-    Two plans are equal if all of this is, graphs by fingerprint. Raises PlacementError where decisions and graph do
-    not fit, a node is where it cannot be, or a segment is not convex.
+    Two plans are equal if all of this is, graphs by fingerprint. Raises PlacementError where decisions, costs and
+    graph do not fit, a node is where it cannot be, or a segment is not convex, UnknownNameError for an unknown name,
+    DeviceError or PlacementError where the device does not compute in that format.
     """
 
     graph: Graph
@@ -80,7 +84,28 @@ class Plan:
         names = [node.name for node in self.graph.nodes]
         if [d.node for d in self.decisions] != names or [n.name for n in self.cost_graph.nodes] != names:
             raise PlacementError(f"the decisions of this plan are not about the nodes of graph {self.graph.name!r}")
-        objective(self.cost_graph, self.assignment)  # refuses a node on a side that it cannot be on
+        for kind, name, known in (
+            ("objective", self.objective_name, OBJECTIVES),
+            ("algorithm of a plan", self.algorithm, WINNERS),
+            *(("reason code", decision.code, REASON_CODES) for decision in self.decisions),
+        ):
+            if name not in known:
+                raise UnknownNameError(kind, name, known)
+        format = self.device.resolve_format(self.numbers.format)
+        if format != self.numbers.format:
+            raise PlacementError(
+                f"format {format.name!r} has blocks of {self.numbers.format.block}; "
+                f"device {self.device.name!r} computes in blocks of {format.block}"
+            )
+        for decision, node in zip(self.decisions, self.cost_graph.nodes, strict=True):
+            if (decision.cpu_s, decision.fpga_s) != (node.cpu, node.fpga):
+                raise PlacementError(
+                    f"the decision about node {node.name!r} says {decision.cpu_s} s on the CPU and {decision.fpga_s} s "
+                    f"on the FPGA, the cost graph {node.cpu} and {node.fpga}"
+                )
+        bound, cost = self.lower_bound_s, self.objective_s  # refuses a node on a side that it cannot be on
+        if isinstance(bound, bool) or not isinstance(bound, int | float) or not -math.inf < bound <= cost * (1 + 1e-9):
+            raise PlacementError(f"lower_bound_s={bound!r} is no bound below the {cost} s of this placement")
         check_convex(self.cost_graph, [segment.nodes for segment in self.segments])
 
     def __eq__(self, other: object) -> bool:

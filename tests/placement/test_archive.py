@@ -97,6 +97,19 @@ def without(*keys):
     return lambda facts: {key: value for key, value in facts.items() if key not in keys}
 
 
+def within(*path, **changes):
+    """Changes fields of the object at `path` in a plan's facts."""
+
+    def change(facts):
+        place = facts
+        for key in path:
+            place = place[key]
+        place.update(changes)
+        return facts
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -111,12 +124,51 @@ def without(*keys):
         (lambda facts: facts | {"device": facts["device"] | {"lanes": 7}}, "lanes=7 must be a divisor"),
         (lambda facts: facts | {"cost_graph": {}}, "cost graph: the graph lacks 'nodes'"),
         (lambda facts: facts | {"input_shapes": 3}, "is damaged"),
+        (lambda facts: facts | {"optimized": "yes"}, "optimized='yes' must be true or false"),
+        (lambda facts: facts | {"objective_name": "foo"}, "no objective 'foo'; there are latency, coverage"),
+        (lambda facts: facts | {"algorithm": "foo"}, "no algorithm of a plan 'foo'; there are mincut, coverage, all"),
+        (lambda facts: facts | {"note": 3}, "note: 3 is no text"),
+        (lambda facts: facts | {"lower_bound_s": 1e9}, r"lower_bound_s=1000000000.0 is no bound below the \S+ s of"),
+        (lambda facts: facts | {"lower_bound_s": "abc"}, "lower_bound_s='abc' is no bound"),
+        (lambda facts: facts | {"lower_bound_s": True}, "lower_bound_s=True is no bound"),
+        (lambda facts: facts | {"lower_bound_s": float("nan")}, "lower_bound_s=nan is no bound"),
+        (lambda facts: facts | {"lower_bound_s": float("-inf")}, "lower_bound_s=-inf is no bound"),
+        (within("numbers", accumulator="foo"), "no accumulator 'foo'; there are fp32"),
+        (within("numbers", order="zz"), "no order 'zz'; there are khwc"),
+        (within("numbers", pointwise="foo"), "no pointwise type 'foo'; there are fp16"),
+        (within("numbers", "format", block=7), r"has blocks of 7; device 'bw_a10' computes in blocks of 128"),
+        (within("numbers", "format", block=7, follows_device=False), "blocks of 7, which do not divide the native dim"),
+        (within("numbers", "format", mantissa_bits=5.0), "mantissa_bits=5.0 must be a whole number"),
+        (within("device", native_dim=64), "has blocks of 128; device 'bw_a10' computes in blocks of 64"),
+        (within("device", lanes=8), "cost_graph.nodes is not what this fpgasim computes for the model on device 'bw_a"),
+        (within("decisions", 0, cpu_s=-1), "the decision about node 'conv0' says -1 s on the CPU"),
+        (within("decisions", 0, fpga_s=None), "the decision about node 'conv0' says"),
+        (within("decisions", 0, code="xx"), "no reason code 'xx'; there are unsupported-op"),
+        (within("decisions", 0, message=[]), r"conv0: \[\] is no text"),
+        (within("decisions", 0, device="gpu"), "node 'conv0' has side 'gpu'"),
+        (
+            lambda facts: within("cost_graph", tensors=[])(facts | {"lower_bound_s": 0}),
+            "cost_graph.tensors is not what",
+        ),
+        (within("cost_graph", tensors=[]), "is no bound below"),
+        (within("cost_graph", launch=10**400), "is damaged: int too large to convert to float"),
+        (within("cost_graph", pairs=[]), "cost_graph.pairs is not what this fpgasim computes"),
+        (within("cost_graph", launch=0), "is no bound below"),
     ],
 )
 def test_a_changed_plan_is_refused(saved, change, message):
     rewrite(saved, change)
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(ModelError, match=message) as refusal:
         fs.Plan.load(saved)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("fmt", ["msfp16", "fp32"])
+def test_a_plan_for_another_device_is_refused_although_its_format_fits(fmt, tmp_path):
+    fs.partition(classifier(), "bw_a10", fmt).save(tmp_path / "plan")
+    rewrite(tmp_path / "plan", within("device", native_dim=64))
+    with pytest.raises(ModelError, match=r"cost_graph\.nodes is not what this fpgasim computes"):
+        fs.Plan.load(tmp_path / "plan")
 
 
 def test_another_model_in_the_file_is_refused(saved):
