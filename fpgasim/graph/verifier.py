@@ -4,6 +4,7 @@ import onnx
 import onnx_ir as ir
 
 from fpgasim.errors import ModelError
+from fpgasim.graph.operands import check_operands, differ
 from fpgasim.graph.passes.shape_inference import inferred_types, one_line, skeleton
 from fpgasim.graph.structure import Graph, captured_values, shape_of
 
@@ -11,11 +12,12 @@ from fpgasim.graph.structure import Graph, captured_values, shape_of
 def verify(graph: Graph, after: str = "loading") -> None:
     """Nothing, if all is well; else a ModelError that names what went on before (`after`, say a pass) and the node.
 
-    Besides the structure, ONNX's shape inference must contradict no recorded shape.
+    Besides the structure, ONNX's shape inference must contradict no recorded shape, and no operand another.
     """
     try:
         verify_structure(graph.model)
         _check_shapes(graph.model)
+        check_operands(graph.model.graph)
     except ModelError as error:
         raise ModelError(f"after {after}: {error}") from error
 
@@ -99,12 +101,8 @@ def _check_shapes(model: ir.Model) -> None:
             if recorded is None or shape is None:
                 continue
             pairs = zip(recorded, shape, strict=len(recorded) == len(shape))
-            if len(recorded) != len(shape) or any(_differ(dim, real) for dim, real in pairs):
+            if len(recorded) != len(shape) or any(differ(dim, real) for dim, real in pairs):
                 raise ModelError(
                     f"node {node.name!r} ({node.op_type}): output {value.name!r} is recorded as {recorded}, "
                     f"its inputs make it {tuple(shape)}"
                 )
-
-
-def _differ(recorded: object, inferred: object) -> bool:
-    return isinstance(recorded, int) and isinstance(inferred, int) and recorded != inferred

@@ -284,6 +284,61 @@ def test_shapes_that_do_not_fit_are_refused_with_the_node():
     assert "MatMul_2" in one_line(error)
 
 
+CONTRADICTIONS = {
+    "channels": ("Conv", ((1, 3, 6, 6), (4, 4, 3, 3)), {}, r"'x' has 3 channels, but the weights 'w' .* take 4"),
+    "channels of groups": ("Conv", ((1, 3, 6, 6), (4, 3, 3, 3)), {"group": 2}, r"'x' has 3 channels.* group=2 take 6"),
+    "kernel": ("Conv", ((1, 3, 6, 6), (4, 3, 3, 3)), {"kernel_shape": [5, 5]}, r"kernel_shape=\[5, 5\].*\[3, 3\]"),
+    "no group": ("Conv", ((1, 3, 6, 6), (4, 3, 3, 3)), {"group": 0}, "group=0; a whole number from 1 up"),
+    "uneven groups": ("Conv", ((1, 4, 6, 6), (5, 2, 3, 3)), {"group": 2}, "5 rows of the weights 'w'.* group=2"),
+    "bias": ("Conv", ((1, 3, 6, 6), (4, 3, 3, 3), (5,)), {}, r"bias 'c' has shape \(5,\).* make 4 channels"),
+    "transposed": ("ConvTranspose", ((1, 3, 6, 6), (4, 3, 3, 3)), {}, r"'x' has 3 channels.* take 4"),
+    "transposed bias": ("ConvTranspose", ((1, 2, 6, 6), (2, 3, 3, 3), (2,)), {"group": 2}, "'c'.* make 6 channels"),
+    "Gemm": ("Gemm", ((2, 5), (3, 4), (4,)), {}, "inner dimensions 5 and 3"),
+    "transposed Gemm": ("Gemm", ((5, 2), (4, 3), (4,)), {"transA": 1, "transB": 1}, "inner dimensions 5 and 3"),
+    "Gemm's bias": ("Gemm", ((2, 3), (3, 4), (2, 5)), {}, r"'c' of shape \(2, 5\) does not broadcast to \(2, 4\)"),
+}
+
+
+@pytest.mark.parametrize("kind", CONTRADICTIONS)
+def test_operands_that_contradict_each_other_are_refused_with_the_node(kind):
+    op_type, shapes, attributes, message = CONTRADICTIONS[kind]
+    b = Builder(opset=7)  # ONNX's inference looks away from all of them here
+    b.op(op_type, *"xwc"[: len(shapes)], outputs=["y"], **attributes)
+    model = b.model(dict(zip("xwc", shapes, strict=False)), {"y": None})
+    with pytest.raises(ModelError, match=rf"node '{op_type}_1' \({op_type}\): .*{message}") as error:
+        load(model)
+    one_line(error)
+    with pytest.raises(Exception, match="ONNXRuntimeError"):
+        run(model, feeds_for(model))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_operands_that_fit_load_though_their_shapes_are_rare(known):
+    cases = [
+        ("Conv", ((2, 6, 9), (4, 3, 3), (4,)), {"group": 2, "kernel_shape": [3]}),
+        ("ConvTranspose", ((1, 6, 5, 5), (6, 2, 3, 1), (6,)), {"group": 3, "kernel_shape": [3, 1]}),
+        *(("Gemm", ((3, 2), (4, 3), c), {"transA": 1, "transB": 1}) for c in ((), (1,), (4,), (2, 1), (1, 4), (2, 4))),
+    ]
+    for op_type, shapes, attributes in cases:
+        b = Builder(opset=11)
+        b.op(op_type, *"xwc", outputs=["y"], **attributes)
+        model = b.model(dict(zip("xwc", shapes, strict=True)), {"y": None})
+        feeds = feeds_for(model)
+        if not known:
+            for info in model.graph.input:
+                info.type.tensor_type.ClearField("shape")
+        assert_same_outputs(run(load(model).to_proto(), feeds), run(model, feeds))
+
+
+def test_operands_are_checked_once_their_symbols_are_bound():
+    b = Builder()
+    b.op("Conv", "x", b.weights(4, 3, 1, 1), outputs=["y"])
+    graph = load(b.model({"x": (1, "C", 2, 2)}, {"y": None}))
+    assert graph.bind({"C": 3}).outputs[0].shape == (1, 4, 2, 2)
+    with pytest.raises(ModelError, match="'x' has 2 channels"):
+        graph.bind({"C": 2})
+
+
 def test_a_missing_required_attribute_is_refused_with_the_node():
     b = Builder()
     b.op("Concat", "x", "x", outputs=["y"])

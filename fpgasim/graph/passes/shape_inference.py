@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from fpgasim.errors import ModelError
+from fpgasim.graph.operands import check_operands
 from fpgasim.graph.passes.rewriting import rewrite
 from fpgasim.graph.passes.runtime import session
 from fpgasim.graph.structure import Dim, Graph, shape_of
@@ -41,6 +42,7 @@ def infer(model: ir.Model) -> bool:
             shape = None if proto is None else ir.serde.deserialize_type_proto_for_shape(proto)
             value.shape = _merged(shape, value, symbols)
             changed = changed or shape_of(value) != old_shape or value.type != old_type
+    check_operands(model.graph)
     return changed
 
 
