@@ -25,7 +25,11 @@ def available() -> dict[str, Backend]:
 
         found += variants()
     else:
-        print(f"native kernels are not built (no C compiler at install); using {found[-1].name}", file=sys.stderr)
+        print(
+            f"using the {found[-1].name} kernels: the native extension is not there (installed without a C compiler, "
+            "or its build failed); `pip install .` with a compiler builds it",
+            file=sys.stderr,
+        )
     return {b.name: b for b in found}
 
 

@@ -6,6 +6,7 @@ import dataclasses
 
 import click
 
+from fpgasim.errors import UnknownNameError
 from fpgasim.report.provenance import to_json
 from fpgasim.report.text import count, scaled, show, table
 
@@ -82,13 +83,24 @@ def formats(json_: bool) -> None:
     )
 
 
+def _default_kernels() -> str | None:
+    """The backend that is used unless told; None, after a warning, where $FPGASIM_KERNELS names none."""
+    from fpgasim.kernels import backend
+
+    try:
+        return backend().name
+    except UnknownNameError as error:
+        click.echo(f"fpgasim: warning: FPGASIM_KERNELS: {error}", err=True)
+        return None
+
+
 @click.command()
 @as_json
 def kernels(json_: bool) -> None:
     """List the kernel backends that run here; all compute the same bits."""
-    from fpgasim.kernels import available, backend
+    from fpgasim.kernels import available
 
-    found, chosen = list(available()), backend().name
+    found, chosen = list(available()), _default_kernels()
     if json_:
         click.echo(to_json({"available": found, "default": chosen}))
         return
@@ -103,20 +115,20 @@ def doctor(json_: bool) -> None:
     import os
 
     import fpgasim
-    from fpgasim.kernels import available, backend
+    from fpgasim.kernels import available
     from fpgasim.report import machine
     from fpgasim.zoo.downloads import cache_dir
 
     cpu, cc, known, backends = machine.processor(), machine.compiler(), machine.packages(), list(available())
     environment = {name: os.environ[name] for name in machine.VARIABLES if name in os.environ}
-    absent = machine.missing(cc, backends, known)
+    absent, chosen = machine.missing(cc, backends, known), _default_kernels()
     if json_:
         report = {
             "fpgasim": fpgasim.__version__,
             "python": machine.python(),
             "processor": dataclasses.asdict(cpu),
             "compiler": cc,
-            "kernels": {"available": backends, "default": backend().name},
+            "kernels": {"available": backends, "default": chosen},
             "cache_dir": str(cache_dir()),
             "environment": environment,
             "packages": [dataclasses.asdict(p) for p in known],
@@ -133,7 +145,7 @@ def doctor(json_: bool) -> None:
                 ("processor", f"{cpu.model}, {cpu.cores} usable cores"),
                 ("level", " ".join((cpu.level, *(f"+{name}" for name in cpu.extensions)))),
                 ("C compiler", cc or "none"),
-                ("kernels", f"{', '.join(backends)}; default {backend().name}"),
+                ("kernels", f"{', '.join(backends)}; default {chosen or 'none'}"),
                 ("cache", cache_dir()),
                 *environment.items(),
             ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import click
 
 
@@ -40,12 +42,14 @@ def fetch(name: str, sha256: str | None, folder: str | None) -> None:
     from fpgasim.zoo.downloads import fetch as download
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(name, total=None)
-        path = download(
-            name,
-            sha256=sha256,
-            folder=folder,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+    bar = Progress(*columns, console=Console(stderr=True))
+    with contextlib.ExitStack() as shown:
+
+        def show(done: int, total: int | None) -> None:
+            if not bar.tasks:  # nothing is shown before something comes in
+                shown.enter_context(bar)
+                bar.add_task(name)
+            bar.update(bar.task_ids[0], completed=done, total=total)
+
+        path = download(name, sha256=sha256, folder=folder, progress=show)
     click.echo(path)

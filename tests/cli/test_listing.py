@@ -55,9 +55,19 @@ def test_kernels_lists_what_runs_here_and_marks_the_default(fpgasim):
     assert "default" in fpgasim("kernels").stdout
 
 
-def test_an_unknown_backend_in_the_environment_is_one_line(refused):
-    message = refused("kernels", exit_code=4, env={"FPGASIM_KERNELS": "tpu"})
-    assert message.startswith("no kernel backend 'tpu'; there are reference")
+@pytest.mark.parametrize("command", ["kernels", "doctor"])
+def test_an_unknown_backend_in_the_environment_is_a_warning_beside_those_there_are(fpgasim, command):
+    result = fpgasim(command, env={"FPGASIM_KERNELS": "tpu"})
+    warning = "fpgasim: warning: FPGASIM_KERNELS: no kernel backend 'tpu'; there are reference"
+    assert result.stderr.startswith(warning)
+    assert result.stderr.count("\n") == 1
+    assert all(name in result.stdout for name in available())
+    listed = json.loads(fpgasim(command, "--json", env={"FPGASIM_KERNELS": "tpu"}).stdout)
+    assert listed.get("kernels", listed) == {"available": list(available()), "default": None}
+
+
+def test_fetching_an_unknown_source_of_weights_is_one_line_and_no_bar(refused):
+    assert refused("zoo", "fetch", "nope", exit_code=4).startswith("no source of weights 'nope'; there are resnet50")
 
 
 def test_doctor_tells_the_processor_the_compiler_and_the_versions(fpgasim, tmp_path):

@@ -54,7 +54,10 @@ def without_extension(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_without_the_extension_numba_takes_over_and_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(available()) == ["reference", "numba"]
     assert backend().name == backend().name == "numba"
-    assert capsys.readouterr().err == "native kernels are not built (no C compiler at install); using numba\n"
+    assert capsys.readouterr().err == (
+        "using the numba kernels: the native extension is not there (installed without a C compiler, "
+        "or its build failed); `pip install .` with a compiler builds it\n"
+    )
 
 
 def test_numba_is_not_imported_before_it_is_used() -> None:
