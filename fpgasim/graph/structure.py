@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 Dim = int | str | None
 
+#: How many names an error lists where none is close to the one asked for.
+_FIRST_NAMES = 5
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -107,7 +110,7 @@ class Graph:
     def node(self, name: str) -> Node:
         """The operator of that name; InputError if there is none."""
         if name not in self._nodes_by_name:
-            raise InputError(f"no node {name!r} in graph {self.name!r}{_hint(name, self._nodes_by_name)}")
+            raise InputError(f"no node {name!r} in graph {self.name!r}; {self._hint(name, self._nodes_by_name)}")
         return self._nodes_by_name[name]
 
     def producer(self, name: str) -> Node | None:
@@ -203,13 +206,20 @@ class Graph:
 
     def _value(self, name: str) -> ir.Value:
         if name not in self._values:
-            raise InputError(f"no tensor {name!r} in graph {self.name!r}{_hint(name, self._values)}")
+            raise InputError(f"no tensor {name!r} in graph {self.name!r}; {self._hint(name, self._values)}")
         return self._values[name]
 
-
-def _hint(name: str, known: Mapping[str, object]) -> str:
-    close = difflib.get_close_matches(name, known, n=3)
-    return f"; close to it are {', '.join(map(repr, close))}" if close else f"; it has {len(known)} of them"
+    def _hint(self, name: str, known: Mapping[str, object]) -> str:
+        close = difflib.get_close_matches(name, known, n=3)
+        names = ", ".join(map(repr, close or list(known)[:_FIRST_NAMES]))
+        if close:
+            hint = f"close to it are {names}"
+        elif len(known) > _FIRST_NAMES:
+            hint = f"the first of its {len(known)} are {names}"
+        else:
+            hint = f"there are {names}" if known else "there are none"
+        folded = "; loading may have folded it away: fs.load(..., optimize=False) keeps all that the file has"
+        return hint + (folded if self.optimized else "")
 
 
 def graph_values(graph: ir.Graph) -> Iterator[ir.Value]:

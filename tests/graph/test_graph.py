@@ -48,11 +48,37 @@ def test_an_absent_input_has_an_empty_name():
 def test_an_unknown_name_is_refused_with_what_comes_close(net):
     with pytest.raises(InputError, match=r"no tensor 'imge'.*'image'"):
         net.tensor("imge")
-    with pytest.raises(InputError, match="no node 'nothing like it'"):
+    with pytest.raises(InputError, match=r"no node 'nothing like it'.*the first of its \d+ are 'Conv_4', 'Conv_\d+',"):
         net.node("nothing like it")
     for lookup in (net.constant, net.producer, net.consumers):
         with pytest.raises(InputError):
             lookup("imge")
+
+
+def test_a_name_that_loading_folded_away_is_refused_with_the_way_to_keep_it():
+    model = convnet(("conv_bn_relu",))
+    conv = next(node for node in model.graph.node[1:] if node.op_type == "Conv").output[0]
+    batch_norm = next(node.name for node in model.graph.node if node.op_type == "BatchNormalization")
+    graph, whole = load(model), load(model, optimize=False)
+    for lookup, name in ((Graph.tensor, conv), (Graph.node, batch_norm)):
+        with pytest.raises(InputError, match=rf"'{name}'.*folded it away: fs\.load\(\.\.\., optimize=False\) keeps"):
+            lookup(graph, name)
+        lookup(whole, name)
+    with pytest.raises(InputError) as error:
+        whole.tensor("elsewhere")
+    assert "folded" not in str(error.value)
+
+
+def test_an_unknown_name_in_a_small_graph_is_refused_with_all_there_are():
+    b = Builder()
+    b.op("Relu", "x", outputs=["y"])
+    graph = load(b.model({"x": [2]}, {"y": [2]}))
+    with pytest.raises(InputError, match="no tensor 'elsewhere' in graph 'net'; there are 'x', 'y'"):
+        graph.tensor("elsewhere")
+    b = Builder()
+    graph = load(b.model({"x": [2]}, {"x": [2]}))
+    with pytest.raises(InputError, match="no node 'elsewhere' in graph 'net'; there are none"):
+        graph.node("elsewhere")
 
 
 def test_nodes_are_values_that_can_be_keys(net):
