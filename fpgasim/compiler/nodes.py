@@ -71,11 +71,7 @@ def _conv(request: Request) -> Lowered:
     x, w = request.activation(0, rank=4), request.weights(1, "weight")
     in_shape, groups = nhwc_shape(request.shape(x)), int(request.attribute("group", 1))
     channels = in_shape[3]
-    if w.ndim != 4 or w.shape[1] * groups != channels or w.shape[0] % groups:
-        raise request.refuse(f"weights {w.shape} with group={groups} do not fit {channels} channels")
-    kernel = (w.shape[2], w.shape[3])
-    if tuple(request.attribute("kernel_shape", kernel)) != kernel:
-        raise request.refuse(f"kernel_shape={request.attribute('kernel_shape', None)} is not the weight's {kernel}")
+    kernel = (w.shape[2], w.shape[3])  # the graph's verifier has seen that it is the kernel_shape, and the groups fit
     window = conv_window(request, kernel, in_shape[1], in_shape[2])
     depthwise = groups == channels > 1
     packing = choose_packing(channels, kernel, groups)
