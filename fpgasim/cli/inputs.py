@@ -7,6 +7,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
+import click
+from click.core import ParameterSource
+
 from fpgasim.cli.arrays import read_array
 from fpgasim.errors import InputError, ModelError, WeightsError
 
@@ -15,8 +18,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fpgasim.graph import Graph
+    from fpgasim.placement import Plan
     from fpgasim.zoo import Preprocessing
 
+#: The parameters of a command that a saved plan has decided.
+DECIDED = ("weights", "device", "format_", "objective")
+#: What a plan file begins with, being a zip, and no ONNX file does.
+_ZIP = b"PK\x03\x04"
 #: Value of --weights that stands for trained weights which are already on this machine.
 PRETRAINED = "pretrained"
 
@@ -37,6 +45,27 @@ def open_model(model: str, weights: str | None) -> Graph:
     if weights is not None:
         raise InputError(f"--weights {weights}: {model!r} is a file with weights of its own; leave --weights out")
     return fpgasim.load(model)
+
+
+def open_plan(path: str) -> Plan | None:
+    """The plan in the file at `path`; None where that is no file of the kind that `Plan.save` writes.
+
+    Raises ModelError for a plan that is damaged, InputError for an option of the command that a plan has decided.
+    """
+    from fpgasim.placement import Plan
+
+    try:
+        with open(path, "rb") as file:
+            if file.read(len(_ZIP)) != _ZIP:
+                return None
+    except OSError:
+        return None
+    context = click.get_current_context()
+    for name in DECIDED:
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            option = f"--{name.rstrip('_')}"
+            raise InputError(f"{option} {context.params[name]}: the plan {path!r} has decided that; leave {option} out")
+    return Plan.load(path)
 
 
 def _pretrained(network: str) -> str:

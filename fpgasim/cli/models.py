@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fpgasim.cli.inputs import PRETRAINED, open_model, parse_feeds, preprocessing_of
+from fpgasim.cli.inputs import PRETRAINED, open_model, open_plan, parse_feeds, preprocessing_of
 from fpgasim.errors import InputError
 from fpgasim.report.provenance import provenance, to_json
 from fpgasim.report.text import show
@@ -45,10 +45,15 @@ def planned(command: Command) -> Command:
     return command
 
 
-def _plan(graph: Graph, device: str, format_: str, objective: str) -> Plan:
+def _partition(graph: Graph, device: str, format_: str, objective: str) -> Plan:
     import fpgasim
 
     return fpgasim.partition(graph, device, format_, objective=objective)  # type: ignore[arg-type]
+
+
+def _plan(model: str, weights: str | None, device: str, format_: str, objective: str) -> Plan:
+    """The plan saved in the file `model`, else the one of that model."""
+    return open_plan(model) or _partition(open_model(model, weights), device, format_, objective)
 
 
 def _provenance(model: str, weights: str | None, plan: Plan) -> dict[str, Any]:
@@ -93,8 +98,8 @@ def run(
 ) -> None:
     """Run MODEL on a picture: the likeliest classes in fp32 and on the FPGA, the placement, the cycles.
 
-    MODEL is an ONNX file or a network of the zoo (`fpgasim zoo list`). A model that takes no picture is fed with
-    --input, and its outputs are compared with fp32.
+    MODEL is an ONNX file, a network of the zoo (`fpgasim zoo list`) or a plan that `fpgasim partition --save` wrote. A
+    model that takes no picture is fed with --input, and its outputs are compared with fp32.
     """
     import fpgasim
     from fpgasim import zoo
@@ -105,17 +110,21 @@ def run(
         raise click.UsageError("Give either --image FILE or --input NAME=FILE.npy.")
     if threads is not None:
         os.environ["FPGASIM_NUM_THREADS"] = str(threads)
-    graph = open_model(model, weights)
+    saved = open_plan(model)
+    graph = open_model(model, weights) if saved is None else saved.source_graph
     if image is not None:
-        spec = preprocessing_of(model, preprocess, graph)
+        spec = preprocessing_of(model if saved is None else graph.name, preprocess, graph)
         feeds = {graph.inputs[0].name: zoo.preprocess(spec, image)}
     elif preprocess is not None:
         raise InputError(f"--preprocess {preprocess} is for pictures; arrays from --input are taken as they are")
     else:
         feeds = dict(parse_feeds(inputs))
     feeds = check_feeds(graph.inputs, feeds)
-    bound = graph.with_input_shapes({name: array.shape for name, array in feeds.items()})
-    plan = _plan(bound, device, format_, objective)
+    shapes = {name: array.shape for name, array in feeds.items()}
+    if saved is None:
+        plan = _partition(graph.with_input_shapes(shapes), device, format_, objective)
+    else:
+        plan = saved if shapes == {t.name: t.shape for t in saved.graph.inputs} else saved.replan(shapes)
     started = time.perf_counter()
     session = fpgasim.compile(plan, kernels)
     compiled = time.perf_counter()
@@ -179,17 +188,17 @@ def run(
 
 @click.command()
 @planned
-@click.option("--save", metavar="FILE.fpgaplan", help="Write the plan, to load with `fpgasim.Plan.load`.")
+@click.option("--save", metavar="FILE.fpgaplan", help="Write the plan, a MODEL for the other commands.")
 def partition(
     model: str, weights: str | None, device: str, format_: str, objective: str, json_: bool, save: str | None
 ) -> None:
     """Place every node of MODEL on the FPGA or the CPU and print why.
 
-    MODEL is an ONNX file or a network of the zoo. Symbolic dimensions count as 1.
+    MODEL is an ONNX file, a network of the zoo or a saved plan. Symbolic dimensions count as 1.
     """
     from fpgasim.report import runs
 
-    plan = _plan(open_model(model, weights), device, format_, objective)
+    plan = _plan(model, weights, device, format_, objective)
     if save is not None:
         plan.save(save)
     if json_:
@@ -206,12 +215,12 @@ def simulate(
 ) -> None:
     """Count the cycles that MODEL takes, without computing a value.
 
-    MODEL is an ONNX file or a network of the zoo. Symbolic dimensions count as 1.
+    MODEL is an ONNX file, a network of the zoo or a saved plan. Symbolic dimensions count as 1.
     """
     from fpgasim.report import runs
     from fpgasim.runtime import plan_timing
 
-    plan = _plan(open_model(model, weights), device, format_, objective)
+    plan = _plan(model, weights, device, format_, objective)
     timing = plan_timing(plan)
     if json_:
         result = {"provenance": _provenance(model, weights, plan), "fpga_mac_share": plan.fpga_mac_share}

@@ -104,6 +104,21 @@ def test_options_that_name_nothing_or_do_not_fit(attempt, model, options, code, 
     assert attempt(model, *options, exit_code=code).startswith(message)
 
 
+@pytest.mark.parametrize("option", ["device", "format", "objective", "weights"])
+def test_an_option_that_a_saved_plan_has_decided(fpgasim, attempt, model, tmp_path, option):
+    saved = tmp_path / "plan"
+    fpgasim("partition", model, "--save", saved)
+    message = attempt(saved, f"--{option}", "latency", exit_code=INPUT)
+    assert message == f"--{option} latency: the plan '{saved}' has decided that; leave --{option} out"
+
+
+def test_a_saved_plan_that_is_cut(fpgasim, attempt, model, tmp_path):
+    saved = tmp_path / "plan"
+    fpgasim("partition", model, "--save", saved)
+    saved.write_bytes(saved.read_bytes()[:-100])
+    assert attempt(saved, exit_code=MODEL).startswith(f"plan file '{saved}' is damaged: ")
+
+
 def test_weights_of_a_zoo_network_that_are_missing_or_broken(refused, tmp_path):
     absent, broken = tmp_path / "none.npz", tmp_path / "broken.pth"
     broken.write_bytes(b"not a checkpoint")

@@ -100,6 +100,28 @@ def test_partition_prints_the_plans_own_words_and_saves_it(fpgasim, model, tmp_p
     assert got["plan"]["reasons"] == {"fpga: coverage": 5, "cpu: unsupported-op": 1}
 
 
+def test_a_saved_plan_is_a_model_for_every_command(fpgasim, model, photo, tmp_path):
+    saved, options = tmp_path / "plan", ("--device", "bw_s10", "--format", "msfp12", "--objective", "coverage")
+    fpgasim("partition", model, *options, "--save", saved)
+    for command in (("run", "--image", photo), ("simulate",), ("partition",)):
+        name, *rest = command
+        of_model, of_plan = (json.loads(fpgasim(name, *what, *rest, "--json").stdout)
+                             for what in ((model, *options), (saved,)))  # fmt: skip
+        assert of_plan["provenance"] == of_model["provenance"] | {"model": str(saved)}
+        assert {**of_plan, "provenance": 0, "host": 0} == {**of_model, "provenance": 0, "host": 0}
+
+
+def test_a_saved_plan_is_replanned_for_another_batch_and_fed_like_its_network(fpgasim, vectors, photo, tmp_path):
+    saved, x = tmp_path / "plan", tmp_path / "x.npy"
+    fpgasim("partition", vectors, "--objective", "coverage", "--save", saved)
+    np.save(x, np.ones((5, 16), np.float32))
+    assert "y: float32 (5, 4)" in fpgasim("run", saved, "--input", f"x={x}").stdout
+    fpgasim("partition", "efficientnet_lite0", "--save", saved)
+    options = ("--image", photo, "--json")
+    of_plan, of_network = (json.loads(fpgasim("run", what, *options).stdout) for what in (saved, "efficientnet_lite0"))
+    assert of_plan["outputs"] == of_network["outputs"]
+
+
 def test_simulate_counts_the_cycles_of_the_session_without_running_it(fpgasim, model):
     timing = fs.compile(fs.partition(fs.load(model), "bw_a10", "msfp12", objective="coverage")).timing()
     command = ("simulate", model, "--format", "msfp12", "--objective", "coverage")
