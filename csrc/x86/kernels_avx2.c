@@ -6,5 +6,6 @@
 #include "../stages_body.h"
 #include "../conv_body.h"
 #include "../depthwise_body.h"
+#include "../peak_body.h"
 #include "../pools_body.h"
 #include "../quantize_body.h"

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,14 @@ from fpgasim.runtime.schedule import Feeds, Operation, Schedule, Work, make_sche
 SCHEDULES_KEPT = 4
 
 
+class Taken(NamedTuple):
+    """Processor seconds that a kind of work took for a layer or tensor, all threads together."""
+
+    kind: str
+    name: str
+    seconds: float
+
+
 class Frame:
     """The memory of one run at a time, and a schedule's work bound to it."""
 
@@ -27,20 +35,14 @@ class Frame:
         self.feeds: Feeds = {}
         self.works: list[tuple[Operation, Work]] = [(o, o.bind(self.arrays, self.feeds)) for o in schedule.operations]
 
-    def run(self, saturations: Counter[str]) -> None:
+    def run(self, saturations: Counter[str], taken: list[Taken] | None) -> None:
         for operation, work in self.works:
+            start = time.process_time() if taken is not None else 0.0
             saturated = work()
             if saturated:
                 saturations[operation.name] += saturated
-
-    def profile(self) -> list[tuple[Operation, float]]:
-        """The operations and the seconds of processor time that each took, all threads together."""
-        taken = []
-        for operation, work in self.works:
-            start = time.process_time()
-            work()
-            taken.append((operation, time.process_time() - start))
-        return taken
+            if taken is not None:
+                taken.append(Taken(operation.kind, operation.name, time.process_time() - start))
 
 
 class FpgaRunner:
@@ -53,27 +55,24 @@ class FpgaRunner:
         self._schedule(frozenset(program.outputs))
 
     def run(
-        self, feeds: Mapping[str, npt.NDArray[Any]], wanted: Collection[str], saturations: Counter[str]
+        self,
+        feeds: Mapping[str, npt.NDArray[Any]],
+        wanted: Collection[str],
+        saturations: Counter[str],
+        taken: list[Taken] | None = None,
     ) -> dict[str, Float32Array]:
         """The tensors `wanted`, float32 in their ONNX shapes, from `feeds`, which are so too.
 
-        How many values saturated in fp16 is added to `saturations` under the layer's name or the fed tensor's.
+        How many values saturated in fp16 is added to `saturations` under the layer's name or the fed tensor's; what
+        each operation took to `taken`.
         """
         schedule, idle = self._schedule(frozenset(self.program.outputs) | frozenset(wanted))
         frame = self._take(schedule, idle, feeds)
-        frame.run(saturations)
+        frame.run(saturations, taken)
         results = {name: self._leave(name, frame, schedule) for name in wanted}
         frame.feeds.clear()
         idle.append(frame)
         return results
-
-    def profile(self, feeds: Mapping[str, npt.NDArray[Any]]) -> list[tuple[Operation, float]]:
-        """What each operation of a run for the segment's outputs takes, in seconds of processor time."""
-        schedule, idle = self._schedule(frozenset(self.program.outputs))
-        frame = self._take(schedule, idle, feeds)
-        taken = frame.profile()
-        idle.append(frame)
-        return taken
 
     def _take(self, schedule: Schedule, idle: list[Frame], feeds: Mapping[str, npt.NDArray[Any]]) -> Frame:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from fpgasim.ops import num_threads
 from fpgasim.placement import Plan, Segment
 from fpgasim.runtime.cpu import CpuRunner
 from fpgasim.runtime.feeds import check_feeds
-from fpgasim.runtime.fpga import FpgaRunner
+from fpgasim.runtime.fpga import FpgaRunner, Taken
 from fpgasim.runtime.timing import Timing, plan_timing
 
 Array = npt.NDArray[Any]
@@ -100,6 +101,20 @@ class Session:
         side. What the FPGA computed is float32 and of the pointwise type. Raises InputError naming the input or the
         output that does not fit, PlacementError where a node cannot stay on the FPGA at these sizes.
         """
+        return self._run(feeds, outputs, None)
+
+    def profile(self, feeds: Mapping[str, npt.ArrayLike]) -> list[Taken]:
+        """What a run for the graph's outputs spends its time on: (kind of work, layer or tensor, processor seconds).
+
+        The kinds are those of `runtime.schedule`, and `cpu` for a piece on ONNX Runtime.
+        """
+        taken: list[Taken] = []
+        self._run(feeds, None, taken)
+        return taken
+
+    def _run(
+        self, feeds: Mapping[str, npt.ArrayLike], outputs: Sequence[str] | None, taken: list[Taken] | None
+    ) -> dict[str, Array]:
         arrays = check_feeds(self.inputs, feeds)
         plan, steps = self._for_shapes(arrays)
         names = [tensor.name for tensor in plan.graph.outputs] if outputs is None else _checked_names(plan, outputs)
@@ -108,9 +123,12 @@ class Session:
         for step in steps:
             wanted = [n for n in step.made if n in step.segment.outputs or n in names]
             if isinstance(step.runner, FpgaRunner):
-                values.update(step.runner.run(values, wanted, saturations))
+                values.update(step.runner.run(values, wanted, saturations, taken))
             else:
+                start = time.process_time()
                 values.update(step.runner.run(values, wanted))
+                if taken is not None:
+                    taken.append(Taken("cpu", step.segment.nodes[0], time.process_time() - start))
             for name in step.done:
                 if name not in names:
                     del values[name]
