@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from fpgasim.errors import FpgasimError, ModelError
+from fpgasim.errors import FpgasimError, InputError, ModelError
 from fpgasim.graph import Graph, load as load_graph
 from fpgasim.npu import Device, Numbers
 from fpgasim.numerics import BlockFormat
@@ -29,7 +29,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same plan makes the same bytes
 
 def save(plan: Plan, path: str | os.PathLike[str]) -> None:
     """Writes `plan` to `path`: see `Plan.save`."""
-    target = os.path.abspath(os.fspath(path))
+    target = os.path.abspath(_decoded(path))
     facts = json.dumps(_facts(plan), indent=1)
     model = plan.source_graph.to_proto().SerializeToString(deterministic=True)
     partial = None
@@ -45,6 +45,13 @@ def save(plan: Plan, path: str | os.PathLike[str]) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(partial)
         raise ModelError(f"plan file {target!r} cannot be written: {error.strerror or error}") from error
+
+
+def _decoded(path: str | os.PathLike[str]) -> str:
+    try:
+        return os.fsdecode(path)
+    except TypeError:
+        raise InputError(f"path={path!r} is no path; a str or a pathlib.Path would do") from None
 
 
 def _facts(plan: Plan) -> dict[str, Any]:
@@ -68,7 +75,8 @@ def _facts(plan: Plan) -> dict[str, Any]:
 
 def load(path: str | os.PathLike[str]) -> Plan:
     """The plan in `path`: see `Plan.load`."""
-    where = f"plan file {os.fspath(path)!r}"
+    path = _decoded(path)
+    where = f"plan file {path!r}"
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()

@@ -7,7 +7,7 @@ import zipfile
 import pytest
 
 import fpgasim as fs
-from fpgasim.errors import ModelError
+from fpgasim.errors import InputError, ModelError
 
 from .nets import Net, classifier, sandwich
 
@@ -66,6 +66,12 @@ def test_the_same_plan_makes_the_same_bytes(plan, saved, tmp_path):
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"plan file '.*none' cannot be read: No such file"):
         fs.Plan.load(tmp_path / "none")
+
+
+def test_what_is_no_path_is_refused(plan):
+    for door in (plan.save, fs.Plan.load):
+        with pytest.raises(InputError, match=r"path=3 is no path; a str or a pathlib\.Path would do"):
+            door(3)
 
 
 @pytest.mark.parametrize("keep", [0, 10, 1000, -30])
