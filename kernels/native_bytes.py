@@ -119,8 +119,8 @@ class BytesConvolution:
         weights = room[-room.ctypes.data % 64 :]
         powers = _no_range()
         lib.fs_bytes_pack(
-            conv, panel, exact, order == "chwk", pointer("int8_t", w.mantissas), pointer("int16_t", w.exponents),
-            w.fraction_bits, pointer("uint8_t", weights), powers,
+            conv, panel, self._variant.bytes_bias, exact, order == "chwk", pointer("int8_t", w.mantissas),
+            pointer("int16_t", w.exponents), w.fraction_bits, pointer("uint8_t", weights), powers,
         )  # fmt: skip
         return _Packed(weights, powers, panels)
 

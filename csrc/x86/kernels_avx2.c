@@ -1,4 +1,5 @@
 /* The kernels for CPUs of the level x86-64-v3, in vectors of 256 bits. */
+#include <immintrin.h>
 #define FS_VARIANT_NAME avx2
 #define FS_LANES 8
 #define FS_TILE 3 /* 6 sums, 6 dot products, weights and a pixel: 16 registers */
@@ -9,3 +10,16 @@
 #include "../peak_body.h"
 #include "../pools_body.h"
 #include "../quantize_body.h"
+
+#define FS_BYTES_PIXELS 4
+#define FS_BYTES_BIAS 0
+/* Signed bytes by way of |x| and w with x's sign. Two products stay below 2^15, since w >= -127 (fs_bytes_fit). */
+#define FS_DOT(d, x, w)                                                                                     \
+  ((d) + (v_dots)_mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)(x)),                      \
+                                                        _mm256_sign_epi8((__m256i)(w), (__m256i)(x))),      \
+                                   _mm256_set1_epi16(1)))
+#define FS_FMADD(a, b, c) ((v_sums)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#define FS_FMSUB(a, b, c) ((v_sums)_mm256_fmsub_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#define FS_FMADD_WIDE(a, b, c) ((v_wide)_mm256_fmadd_pd((__m256d)(a), (__m256d)(b), (__m256d)(c)))
+#include "../bytes_conv_body.h"
+#include "../bytes_fill_body.h"

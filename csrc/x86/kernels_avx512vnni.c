@@ -1,4 +1,5 @@
 /* The kernels for CPUs of the level x86-64-v4 with AVX-512 VNNI. */
+#include <immintrin.h>
 #define FS_VARIANT_NAME avx512vnni
 #define FS_LANES 16
 #define FS_TILE 7 /* 14 sums, 14 dot products, weights and a pixel: 32 registers */
@@ -12,5 +13,10 @@
 #include "../pools_body.h"
 #include "quantize_avx512.h"
 #include "../quantize_body.h"
-#include "bytes_conv_avx512vnni.h"
+#define FS_BYTES_PIXELS 7
+#define FS_DOT(d, x, w) ((v_dots)_mm512_dpbusd_epi32((__m512i)(d), (__m512i)(x), (__m512i)(w)))
+#define FS_FMADD(a, b, c) ((v_sums)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#define FS_FMSUB(a, b, c) ((v_sums)_mm512_fmsub_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#define FS_FMADD_WIDE(a, b, c) ((v_wide)_mm512_fmadd_pd((__m512d)(a), (__m512d)(b), (__m512d)(c)))
+#include "../bytes_conv_body.h"
 #include "bytes_fill_avx512.h"

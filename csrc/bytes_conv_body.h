@@ -1,0 +1,222 @@
+/* fs_bytes_conv2d for one variant: tiles of up to FS_BYTES_PIXELS pixels times 2 * FS_LANES outputs. 7 pixels divide the
+   56, 28, 14 and 7 of the usual networks, 4 pixels do with 16 registers.
+
+   A dot product d ends as the float 1.5 * 2^23 + d (fs_bytes_pack); one fused multiply-subtract turns that into d * 2^sw,
+   without rounding, and the next fused multiply-add adds that times 2^sx to the sum, rounding once: two operations,
+   where converting d would take a third. Exact sums are kept in float64; there d ends as an integer. fs_bytes_fit says
+   when this is exact.
+
+   A variant defines FS_BYTES_PIXELS, FS_DOT(d, x, w), which adds to each lane of d the products of four bytes of x by
+   four of w, FS_FMADD, FS_FMSUB and FS_FMADD_WIDE. */
+#include "common.h"
+
+enum { PANEL = 2 * FS_LANES, PIXELS = FS_BYTES_PIXELS };
+typedef int32_t v_dots __attribute__((vector_size(4 * FS_LANES), aligned(4), may_alias));
+typedef float v_sums __attribute__((vector_size(4 * FS_LANES), aligned(4), may_alias));
+typedef int32_t v_half_dots __attribute__((vector_size(2 * FS_LANES), aligned(4), may_alias));
+typedef float v_half_sums __attribute__((vector_size(2 * FS_LANES), aligned(4), may_alias));
+typedef double v_wide __attribute__((vector_size(4 * FS_LANES), aligned(8), may_alias));
+
+/* Keeps a loop-carried sum in one register; without it GCC 12 copies each of them twice per turn. */
+#define PIN(v) __asm__("" : "+v"(v))
+
+typedef struct {
+  ptrdiff_t a_pixel, s_pixel, out_pixel; /* from one pixel of the tile to the next */
+  const fs_term *terms;
+  int64_t num_terms, quads;
+  const uint8_t *w;
+  int64_t outs;
+} tile_work;
+
+/* Exact sums of FS_LANES outputs. */
+typedef struct {
+  v_wide low, high;
+} wide;
+
+/* c + d * w * x; by way of memory, since from there a conversion to float64 is one operation and from a register two. */
+FS_INLINE wide add_wide(wide c, v_dots d, v_wide w_low, v_wide w_high, double x) {
+  v_half_dots half[2];
+  memcpy(half, &d, sizeof d);
+  __asm__("" : "+m"(half));
+  const v_wide scale = x + (v_wide){0};
+  c.low = FS_FMADD_WIDE(__builtin_convertvector(half[0], v_wide) * w_low, scale, c.low);
+  c.high = FS_FMADD_WIDE(__builtin_convertvector(half[1], v_wide) * w_high, scale, c.high);
+  return c;
+}
+
+FS_INLINE v_sums round_wide(wide c) {
+  const v_half_sums half[2] = {__builtin_convertvector(c.low, v_half_sums), __builtin_convertvector(c.high, v_half_sums)};
+  v_sums r;
+  memcpy(&r, half, sizeof r);
+  return r;
+}
+
+FS_INLINE v_dots four_bytes(const uint8_t *x) {
+  int32_t quad;
+  memcpy(&quad, x, sizeof quad);
+  return quad + (v_dots){0};
+}
+
+/* px pixels at `a` with scales at `s`, blocks of 4 * quads (0: as many as `o` says), into `out`. */
+FS_INLINE void micro(const int px, const int64_t known_quads, const int exact, const tile_work *o, const uint8_t *a,
+                     const float *s, float *out) {
+  const int64_t quads = known_quads ? known_quads : o->quads;
+  const ptrdiff_t a_pixel = o->a_pixel, s_pixel = o->s_pixel;
+  const v_sums magic = 12582912.0f + (v_sums){0};
+  const uint8_t *w = o->w;
+  v_sums c[PIXELS][2];
+  wide sum[PIXELS][2];
+  for (int i = 0; i < px; i++)
+    for (int j = 0; j < 2; j++) {
+      if (exact) sum[i][j] = (wide){{0}, {0}};
+      else c[i][j] = (v_sums){0};
+    }
+  for (int64_t k = 0; k < o->num_terms; k++, w += PANEL * (8 + 4 * quads)) {
+    const uint8_t *ak = a + o->terms[k].code;
+    const float *sk = s + o->terms[k].scale;
+    const v_dots *start = (const v_dots *)w;
+    const v_sums *scales = (const v_sums *)(w + 4 * PANEL);
+#define WIDE(at) __builtin_convertvector(((const v_half_sums *)scales)[at], v_wide)
+#define SCALES                                                                  \
+  const v_sums w0 = scales[0], w1 = scales[1], o0 = w0 * magic, o1 = w1 * magic; \
+  const v_wide l0 = WIDE(0), h0 = WIDE(1), l1 = WIDE(2), h1 = WIDE(3);
+#define FOLD(i, d0, d1)                                                          \
+  do {                                                                           \
+    const float x = sk[(i) * s_pixel];                                           \
+    if (exact) {                                                                 \
+      sum[i][0] = add_wide(sum[i][0], d0, l0, h0, x);                            \
+      sum[i][1] = add_wide(sum[i][1], d1, l1, h1, x);                            \
+    } else {                                                                     \
+      const v_sums sx = x + (v_sums){0};                                         \
+      c[i][0] = FS_FMADD(FS_FMSUB((v_sums)(d0), w0, o0), sx, c[i][0]);           \
+      c[i][1] = FS_FMADD(FS_FMSUB((v_sums)(d1), w1, o1), sx, c[i][1]);           \
+    }                                                                            \
+  } while (0)
+    if (known_quads == 4 && PIXELS > 4) { /* the block's weights stay in eight registers */
+      const v_dots *wq = (const v_dots *)(w + 8 * PANEL);
+      v_dots p[8];
+#pragma GCC unroll 8
+      for (int q = 0; q < 8; q++) p[q] = wq[q];
+      SCALES
+#pragma GCC unroll 8
+      for (int i = 0; i < px; i++) {
+        v_dots d0 = start[0], d1 = start[1];
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; q++) {
+          const v_dots x = four_bytes(ak + i * a_pixel + 4 * q);
+          d0 = FS_DOT(d0, x, p[2 * q]), d1 = FS_DOT(d1, x, p[2 * q + 1]);
+        }
+        FOLD(i, d0, d1);
+      }
+    } else { /* the block's sums stay in registers; the accumulators may spill, once per block */
+      v_dots d0[PIXELS], d1[PIXELS];
+#pragma GCC unroll 8
+      for (int i = 0; i < px; i++) d0[i] = start[0], d1[i] = start[1];
+      for (int64_t q = 0; q < quads; q++) {
+        const v_dots *wq = (const v_dots *)(w + 8 * PANEL + 4 * PANEL * q);
+        const v_dots p0 = wq[0], p1 = wq[1];
+#pragma GCC unroll 8
+        for (int i = 0; i < px; i++) {
+          const v_dots x = four_bytes(ak + i * a_pixel + 4 * q);
+          d0[i] = FS_DOT(d0[i], x, p0), d1[i] = FS_DOT(d1[i], x, p1);
+          PIN(d0[i]);
+          PIN(d1[i]);
+        }
+      }
+      SCALES
+#pragma GCC unroll 8
+      for (int i = 0; i < px; i++) FOLD(i, d0[i], d1[i]);
+    }
+#undef FOLD
+#undef SCALES
+#undef WIDE
+  }
+  for (int i = 0; i < px; i++) {
+    v_sums both[2];
+    for (int j = 0; j < 2; j++) both[j] = exact ? round_wide(sum[i][j]) : c[i][j];
+    float *to = out + i * o->out_pixel;
+    if (o->outs == PANEL) memcpy(to, both, sizeof both);
+    else memcpy(to, both, (size_t)o->outs * sizeof *to);
+  }
+}
+
+typedef void micro_fn(const tile_work *o, const uint8_t *a, const float *s, float *out);
+#define MICRO(name, px, quads, exact)                                                                             \
+  static __attribute__((noinline)) void name##_##px(const tile_work *o, const uint8_t *a, const float *s, float *r) { \
+    micro(px, quads, exact, o, a, s, r);                                                                          \
+  }
+#define MICRO_4(name, quads, exact) \
+  MICRO(name, 1, quads, exact) MICRO(name, 2, quads, exact) MICRO(name, 3, quads, exact) MICRO(name, 4, quads, exact)
+#define MICRO_7(name, quads, exact) \
+  MICRO_4(name, quads, exact) MICRO(name, 5, quads, exact) MICRO(name, 6, quads, exact) MICRO(name, 7, quads, exact)
+#if FS_BYTES_PIXELS == 7
+#define MICRO_ALL MICRO_7
+#define NAMES NAMES_7
+#else
+#define MICRO_ALL MICRO_4
+#define NAMES NAMES_4
+#endif
+MICRO_ALL(fp32_16, 4, 0)
+MICRO_ALL(fp32_any, 0, 0)
+MICRO_ALL(exact, 0, 1)
+#define NAMES_4(name) name##_1, name##_2, name##_3, name##_4
+#define NAMES_7(name) NAMES_4(name), name##_5, name##_6, name##_7
+/* By exact, and block 16 or another. */
+static micro_fn *const micros[2][2][PIXELS + 1] = {
+    {{0, NAMES(fp32_any)}, {0, NAMES(fp32_16)}},
+    {{0, NAMES(exact)}, {0, NAMES(exact)}},
+};
+
+static __attribute__((noinline)) int64_t bytes_conv2d(const fs_conv *c, int32_t exact, const fs_bytes *x,
+                                                      const fs_term *terms, const uint8_t *packed,
+                                                      const fs_chain *chain, int64_t first_pixel, int64_t last_pixel,
+                                                      int64_t first_panel, int64_t last_panel, float *scratch,
+                                                      float *result) {
+  const fs_window *v = &c->window;
+  const int64_t filters = c->outputs / c->groups, panels = (filters + PANEL - 1) / PANEL;
+  const int64_t n = v->kernel_height * v->kernel_width * c->group_blocks, panel_bytes = n * PANEL * (8 + x->block);
+  const int64_t pixel_bytes = x->blocks * x->block, column = v->stride_width;
+  micro_fn *const *table = micros[exact][x->block == 16];
+  tile_work o = {column * pixel_bytes, column * x->blocks, c->outputs, terms, n, x->block / 4, NULL, 0};
+  /* Tiles of about equal width; a row of outputs never shares a tile with the next. */
+  const int64_t per_row = (v->out_width + PIXELS - 1) / PIXELS;
+  const int64_t width = (v->out_width + per_row - 1) / per_row;
+  /* As many pixels as have their results in a quarter of a megabyte of cache until the chain has passed over them. */
+  const int64_t together = 65536 / c->outputs / width * width, step = together > 0 ? together : width;
+  int64_t saturated = 0;
+  for (int64_t begin = first_pixel; begin < last_pixel; begin += step) {
+    const int64_t end = begin + step < last_pixel ? begin + step : last_pixel;
+    for (int64_t panel = first_panel; panel < last_panel; panel++) {
+      const int64_t group = panel / panels, skip = panel % panels * PANEL, output = group * filters + skip;
+      o.outs = filters - skip < PANEL ? filters - skip : PANEL;
+      const int64_t first_block = group * (c->channels / c->groups) / c->block;
+      o.w = packed + panel * panel_bytes;
+      int64_t line = begin / v->out_width, at = begin % v->out_width;
+      for (int64_t p = begin; p < end;) {
+        const int64_t row = line / v->out_height * x->height + line % v->out_height * v->stride_height;
+        const int64_t stop = v->out_width - at < end - p ? v->out_width : at + end - p;
+        for (; at < stop; at += width) {
+          const int64_t pixel = row * x->width + at * column, left = stop - at, px = left < width ? left : width;
+          table[px](&o, x->codes + pixel * pixel_bytes + first_block * x->block, x->scales + pixel * x->blocks + first_block,
+                    result + p * c->outputs + output);
+          p += px;
+        }
+        line++, at = 0;
+      }
+    }
+    if (chain)
+      saturated += stages_of_type(chain->stages, chain->count, chain->pointwise, 1, result, c->outputs, begin, end,
+                                  scratch, chain->rounded, result);
+  }
+  return saturated;
+}
+
+int64_t FS_FN(fs_bytes_conv2d)(const fs_conv *c, int32_t exact, const fs_bytes *x, const fs_term *terms,
+                               const uint8_t *packed, const fs_chain *chain, int64_t first_pixel, int64_t last_pixel,
+                               int64_t first_panel, int64_t last_panel, float *scratch, float *result) {
+  fs_fp_state state = fs_fp_enter();
+  const int64_t saturated = bytes_conv2d(c, exact, x, terms, packed, chain, first_pixel, last_pixel, first_panel,
+                                         last_panel, scratch, result);
+  fs_fp_leave(state);
+  return saturated;
+}

@@ -1,0 +1,62 @@
+/* fs_bytes_fill for one variant, after quantize_body.h. A variant defines FS_BYTES_BIAS, what activations carry. */
+#include "common.h"
+
+/* Mantissas in `codes`, worth 2^(exponent - fraction_bits), as the kernels take them. */
+FS_INLINE void finish_block(int64_t block, int32_t exponent, int64_t fraction_bits, uint8_t *codes, float *scale,
+                            fs_range *range) {
+  int32_t any = 0;
+  for (int64_t k = 0; k < block; k++) any |= codes[k], codes[k] = (uint8_t)(codes[k] + FS_BYTES_BIAS);
+  const int32_t power = exponent - (int32_t)fraction_bits;
+  *scale = 1.0f;
+  if (exponent == FS_NAN_EXPONENT) {
+    range->nan = 1;
+  } else if (any) {
+    *scale = (float)fs_power(power);
+    range->low = power < range->low ? power : range->low;
+    range->high = power > range->high ? power : range->high;
+  }
+}
+
+static void clear(const fs_bytes *to, int64_t pixel, int64_t pixels) {
+  memset(to->codes + pixel * to->blocks * to->block, FS_BYTES_BIAS, (size_t)(pixels * to->blocks * to->block));
+  for (int64_t i = pixel * to->blocks; i < (pixel + pixels) * to->blocks; i++) to->scales[i] = 1.0f;
+}
+
+static __attribute__((noinline)) void fill(const fs_format *f, const fs_source *from, const fs_bytes *to,
+                                           int64_t first_row, int64_t last_row, fs_range *range) {
+  const int64_t block = to->block;
+  if (range->largest < (from->values ? f->max_code : 128)) range->largest = from->values ? f->max_code : 128;
+  for (int64_t row = first_row; row < last_row; row++) {
+    const int64_t r = row % to->height - from->top, pixel = row * to->width;
+    if (r < 0 || r >= from->rows) {
+      clear(to, pixel, to->width);
+      continue;
+    }
+    clear(to, pixel, from->left);
+    clear(to, pixel + from->left + from->columns, to->width - from->left - from->columns);
+    const int64_t first = (row / to->height * from->height + r * from->row_stride) * from->width;
+    int64_t at = (pixel + from->left) * to->blocks;
+    for (int64_t i = 0; i < from->columns; i++)
+      for (int64_t b = 0; b < to->blocks; b++, at++) {
+        const int64_t source = first + i * from->column_stride, left = from->channels - b * block;
+        uint8_t *codes = to->codes + at * block;
+        if (!from->values) {
+          memcpy(codes, from->codes + (source * to->blocks + b) * block, (size_t)block);
+          finish_block(block, from->exponents[source * to->blocks + b], from->fraction_bits, codes, to->scales + at, range);
+          continue;
+        }
+        const float *x = from->values + source * from->channels + b * block;
+        const int64_t n = left < block ? left : block;
+        const int32_t e = n == 16 ? encode_block(f, x, 16, FS_EVEN, 0, 0, codes) : encode_block(f, x, n, FS_EVEN, 0, 0, codes);
+        memset(codes + n, 0, (size_t)(block - n));
+        finish_block(block, e, f->mantissa_bits - 1, codes, to->scales + at, range);
+      }
+  }
+}
+
+void FS_FN(fs_bytes_fill)(const fs_format *f, const fs_source *from, const fs_bytes *to, int64_t first_row,
+                          int64_t last_row, fs_range *range) {
+  fs_fp_state state = fs_fp_enter();
+  fill(f, from, to, first_row, last_row, range);
+  fs_fp_leave(state);
+}

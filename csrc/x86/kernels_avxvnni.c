@@ -1,0 +1,23 @@
+/* The kernels for CPUs of the level x86-64-v3 with AVX-VNNI. */
+#include <immintrin.h>
+#define FS_VARIANT_NAME avxvnni
+#define FS_LANES 8
+#define FS_TILE 3 /* 6 sums, 6 dot products, weights and a pixel: 16 registers */
+#define FS_MADD(a, b) ((v_int32)__builtin_ia32_pmaddwd256(a, b))
+#define FS_PEAK(sum, a, b) ((v_int32)_mm256_dpbusd_avx_epi32((__m256i)(sum), (__m256i)(a), (__m256i)(b)))
+#define FS_PEAK_MACS (4 * FS_LANES)
+#include "../stages_body.h"
+#include "../conv_body.h"
+#include "../depthwise_body.h"
+#include "../peak_body.h"
+#include "../pools_body.h"
+#include "../quantize_body.h"
+
+#define FS_BYTES_PIXELS 4
+#define FS_BYTES_BIAS 128
+#define FS_DOT(d, x, w) ((v_dots)_mm256_dpbusd_avx_epi32((__m256i)(d), (__m256i)(x), (__m256i)(w)))
+#define FS_FMADD(a, b, c) ((v_sums)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#define FS_FMSUB(a, b, c) ((v_sums)_mm256_fmsub_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#define FS_FMADD_WIDE(a, b, c) ((v_wide)_mm256_fmadd_pd((__m256d)(a), (__m256d)(b), (__m256d)(c)))
+#include "../bytes_conv_body.h"
+#include "../bytes_fill_body.h"
