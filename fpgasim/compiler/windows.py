@@ -6,6 +6,7 @@ import numpy as np
 
 from fpgasim.compiler.capability import Request
 from fpgasim.errors import InputError
+from fpgasim.graph.pooling import ceil_padding
 from fpgasim.kernels.contract import Window
 
 
@@ -18,7 +19,7 @@ def pool_window(request: Request, height: int, width: int) -> tuple[Window, bool
     """The window of a MaxPool or AveragePool, and whether ceil_mode made its padding larger than the model says.
 
     `ceil_mode` becomes padding below and to the right, as much as the last window needs; a window that would begin
-    behind the image and its padding is dropped, as in ONNX since opset 19. Every window must see a pixel.
+    behind the image and its padding is dropped, as in ONNX Runtime. Every window must see a pixel.
     """
     shape = request.attribute("kernel_shape", None)
     if shape is None or len(shape) != 2:
@@ -40,7 +41,7 @@ def _window(request: Request, kernel: tuple[int, int], size: tuple[int, int]) ->
     larger = False
     if request.attribute("ceil_mode", 0):
         for axis in range(2):
-            more = _ceil_padding(size[axis], begin[axis], end[axis], reach[axis], stride[axis])
+            more = ceil_padding(size[axis], begin[axis], end[axis], reach[axis], stride[axis])
             end[axis] += more
             larger |= more > 0
     window = Window(kernel, stride, (begin[0], begin[1], end[0], end[1]), dilation)
@@ -66,15 +67,6 @@ def _pads(
     if rule != "NOTSET" or len(pads) != 4 or min(pads) < 0:
         raise request.refuse(f"auto_pad={rule} with pads={pads} is no padding of an image by zero or more")
     return pads[:2], pads[2:]
-
-
-def _ceil_padding(size: int, begin: int, end: int, reach: int, stride: int) -> int:
-    """How much padding at the end makes rounding down give as many outputs as `ceil_mode` wants."""
-    span = size + begin + end
-    outputs = -(-(span - reach) // stride) + 1
-    if (outputs - 1) * stride >= size + begin:
-        outputs -= 1
-    return max((outputs - 1) * stride + reach - span, 0)
 
 
 def _pair(request: Request, name: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 Rules:
 - ONNX's own inference with data propagation says the shape and type of what the standard operators compute; what the
   file claims for those is dropped.
+- A pool that rounds up has the shape ONNX Runtime makes, where ONNX's inference is wrong about it.
 - A claim stays where inference cannot know better: for graph outputs, and for operators of other domains.
 - A dimension is a number, a symbol of the inputs, or unknown: names that inference invents are dropped.
 """
@@ -14,6 +15,7 @@ from fpgasim.errors import ModelError
 from fpgasim.graph.operands import check_operands
 from fpgasim.graph.passes.rewriting import rewrite
 from fpgasim.graph.passes.runtime import session
+from fpgasim.graph.pooling import round_down, rounding_up
 from fpgasim.graph.structure import Dim, Graph, shape_of
 
 #: Smaller constants stay visible to inference: shapes, axes, scales. Bigger ones are weights, and only slow it down.
@@ -30,6 +32,17 @@ def infer_shapes(graph: Graph) -> tuple[Graph, bool]:
 
 def infer(model: ir.Model) -> bool:
     """Infers in place, on a model that its caller owns; whether anything became known or different."""
+    sizes = [pool.inputs[0] for pool in rounding_up(model.graph)]
+    changed, again = False, True
+    while again:  # what such a pool makes can only be inferred once the size of its image has been
+        before = [None if value is None else shape_of(value) for value in sizes]
+        changed = _infer_once(model) or changed
+        again = before != [None if value is None else shape_of(value) for value in sizes]
+    check_operands(model.graph)
+    return changed
+
+
+def _infer_once(model: ir.Model) -> bool:
     inferred = inferred_types(model)
     symbols = {dim for value in model.graph.inputs for dim in shape_of(value) or () if isinstance(dim, str)}
     changed = False
@@ -42,7 +55,6 @@ def infer(model: ir.Model) -> bool:
             shape = None if proto is None else ir.serde.deserialize_type_proto_for_shape(proto)
             value.shape = _merged(shape, value, symbols)
             changed = changed or shape_of(value) != old_shape or value.type != old_type
-    check_operands(model.graph)
     return changed
 
 
@@ -64,7 +76,7 @@ def inferred_types(model: ir.Model) -> dict[str, onnx.TypeProto]:
 
 
 def skeleton(model: ir.Model, *, forget: bool) -> onnx.ModelProto:
-    """A small ModelProto for ONNX's C++ tools: big initializers are inputs; with `forget`, no inferable shapes."""
+    """A small ModelProto for ONNX's C++ tools: big initializers are inputs; with `forget`, to infer shapes anew."""
     proto = onnx.ModelProto(ir_version=model.ir_version)
     for domain, version in model.opset_imports.items():
         proto.opset_import.add(domain=domain, version=version)
@@ -78,8 +90,11 @@ def skeleton(model: ir.Model, *, forget: bool) -> onnx.ModelProto:
         else:
             ir.serde.serialize_tensor_into(graph.initializer.add(), value.const_value)
             graph.initializer[-1].name = value.name or ""
+    pools = set(rounding_up(model.graph) if forget else ())
     for node in model.graph:
         ir.serde.serialize_node_into(graph.node.add(), node)
+        if node in pools:
+            round_down(node, graph.node[-1])
         for value in node.outputs:
             if value.name and not value.is_graph_output() and not (forget and node.domain == ""):
                 ir.serde.serialize_value_into(graph.value_info.add(), value)
