@@ -10,12 +10,31 @@ FS_INLINE uint32_t code_of(const int pointwise, float x) {
   return sign | (magnitude < 0x38800000u ? (uint32_t)(fs_float(magnitude) * 0x1p24f) : (magnitude - 0x38000000u) >> 13);
 }
 
+/* v = a + b, or a where b is NULL, rounded as by round_beyond. A variant whose CPU converts to fp16 and back defines
+   FS_ROUND_FP16 of a vector, with infinity for what lies beyond, and FS_LARGER, the maxima of two vectors of int32. */
+FS_INLINE void round_sums(const int pointwise, int64_t n, const float *a, const float *b, float *v, int32_t *high) {
+  int64_t i = 0;
+#ifdef FS_ROUND_FP16
+  typedef float v_values __attribute__((vector_size(4 * FS_LANES), aligned(4), may_alias));
+  typedef int32_t v_bits __attribute__((vector_size(4 * FS_LANES), aligned(4), may_alias));
+  v_bits largest = {0};
+  for (; pointwise == FS_FP16 && i + FS_LANES <= n; i += FS_LANES) {
+    v_values x = *(const v_values *)(a + i);
+    if (b) x += *(const v_values *)(b + i);
+    largest = (v_bits)FS_LARGER(largest, (v_bits)x & 0x7fffffff);
+    *(v_values *)(v + i) = (v_values)FS_ROUND_FP16(x);
+  }
+  for (int j = 0; j < FS_LANES; j++) *high = largest[j] > *high ? largest[j] : *high;
+#endif
+  for (; i < n; i++) v[i] = round_beyond(pointwise, b ? a[i] + b[i] : a[i], high);
+}
+
 /* One stage on n elements of v; returns how many saturated. */
 FS_INLINE int64_t run_stage(const int pointwise, const fs_stage *s, const float *o, int64_t n, float *v) {
   int32_t high = 0;
   switch (s->kind) {
     case FS_STAGE_ADD:
-      for (int64_t i = 0; i < n; i++) v[i] = round_beyond(pointwise, v[i] + o[i], &high);
+      round_sums(pointwise, n, v, o, v, &high);
       break;
     case FS_STAGE_SUB:
       for (int64_t i = 0; i < n; i++) v[i] = round_beyond(pointwise, v[i] - o[i], &high);
@@ -65,7 +84,7 @@ FS_INLINE int64_t stages(const int pointwise, const fs_stage *chain, int64_t cou
     float *v = result + at;
     if (unrounded) {
       int32_t high = 0;
-      for (int64_t i = 0; i < n; i++) v[i] = round_beyond(pointwise, source[at + i], &high);
+      round_sums(pointwise, n, source + at, NULL, v, &high);
       saturated += saturate(high, n, v);
     } else if (source != result) {
       memcpy(v, source + at, (size_t)n * sizeof *v);

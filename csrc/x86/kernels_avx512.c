@@ -1,8 +1,11 @@
 /* The kernels for CPUs of the level x86-64-v4, in vectors of 512 bits. */
+#include <immintrin.h>
 #define FS_VARIANT_NAME avx512
 #define FS_LANES 16
 #define FS_TILE 7 /* 14 sums, 14 dot products, weights and a pixel: 32 registers */
 #define FS_MADD(a, b) ((v_int32)__builtin_ia32_pmaddwd512_mask(a, b, (v_int32){0}, (unsigned short)-1))
+#define FS_ROUND_FP16(x) _mm512_cvtph_ps(_mm512_cvtps_ph((__m512)(x), _MM_FROUND_TO_NEAREST_INT))
+#define FS_LARGER(a, b) _mm512_max_epi32((__m512i)(a), (__m512i)(b))
 #include "../stages_body.h"
 #include "../conv_body.h"
 #include "../depthwise_body.h"

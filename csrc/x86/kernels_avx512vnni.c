@@ -6,6 +6,8 @@
 #define FS_MADD(a, b) ((v_int32)__builtin_ia32_pmaddwd512_mask(a, b, (v_int32){0}, (unsigned short)-1))
 #define FS_PEAK(sum, a, b) ((v_int32)__builtin_ia32_vpdpbusd_v16si(sum, a, b))
 #define FS_PEAK_MACS (4 * FS_LANES)
+#define FS_ROUND_FP16(x) _mm512_cvtph_ps(_mm512_cvtps_ph((__m512)(x), _MM_FROUND_TO_NEAREST_INT))
+#define FS_LARGER(a, b) _mm512_max_epi32((__m512i)(a), (__m512i)(b))
 #include "../stages_body.h"
 #include "../conv_body.h"
 #include "../depthwise_body.h"

@@ -6,6 +6,8 @@
 #define FS_MADD(a, b) ((v_int32)__builtin_ia32_pmaddwd256(a, b))
 #define FS_PEAK(sum, a, b) ((v_int32)_mm256_dpbusd_avx_epi32((__m256i)(sum), (__m256i)(a), (__m256i)(b)))
 #define FS_PEAK_MACS (4 * FS_LANES)
+#define FS_ROUND_FP16(x) _mm256_cvtph_ps(_mm256_cvtps_ph((__m256)(x), _MM_FROUND_TO_NEAREST_INT))
+#define FS_LARGER(a, b) _mm256_max_epi32((__m256i)(a), (__m256i)(b))
 #include "../stages_body.h"
 #include "../conv_body.h"
 #include "../depthwise_body.h"
