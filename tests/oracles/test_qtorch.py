@@ -23,5 +23,5 @@ def test_rows_have_the_values_of_qtorch(bits: int, n: int) -> None:
     ours = tensor.dequantize()
     quotient = np.abs(np.ldexp(x.astype(np.float64), bits - 1 - tensor.exponents))
     clear = np.abs(quotient - np.floor(quotient) - 0.5) > 2.0 ** (bits - 20)
-    assert clear.mean() > 0.97
+    assert clear.mean() > 0.95
     assert (ours[clear].view(np.uint32) == theirs[clear].view(np.uint32)).all()
