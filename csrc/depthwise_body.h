@@ -17,6 +17,39 @@ FS_INLINE void depthwise_tap(const int pointwise, const int started, const float
   }
 }
 
+/* A pixel of multiplier 1, a run of channels at a time; 0 where a number may have to saturate, which this does not do. */
+FS_INLINE int depthwise_pixel(const int pointwise, const fs_window *v, const float *x, const float *w, int64_t channels,
+                              int64_t image, int64_t row, int64_t column, float *result) {
+  enum { RUN = 64 };
+  const int64_t top = row * v->stride_height - v->pad_top, left = column * v->stride_width - v->pad_left;
+  int32_t high[RUN] = {0}, highest = 0;
+  int started = 0;
+  if (pointwise == FS_BF16) return 0; /* its products take another road */
+  for (int64_t c = 0; c < channels; c += RUN) {
+    const int64_t n = channels - c < RUN ? channels - c : RUN;
+    float sum[RUN];
+    for (int64_t i = 0; i < n; i++) sum[i] = -0.0f; /* the first sum is the first product, also if that is -0 */
+    for (int64_t kh = 0; kh < v->kernel_height; kh++) {
+      const int64_t y = top + kh * v->dilation_height;
+      if (y < 0 || y >= v->height) continue;
+      for (int64_t kw = 0; kw < v->kernel_width; kw++) {
+        const int64_t z = left + kw * v->dilation_width;
+        if (z < 0 || z >= v->width) continue;
+        const float *from = x + ((image * v->height + y) * v->width + z) * channels + c;
+        const float *taps = w + (kh * v->kernel_width + kw) * channels + c;
+        started = 1;
+        for (int64_t i = 0; i < n; i++) {
+          const float product = round_beyond(pointwise, from[i] * taps[i], &high[i]);
+          sum[i] = round_beyond(pointwise, sum[i] + product, &high[i]);
+        }
+      }
+    }
+    memcpy(result + c, sum, (size_t)n * sizeof *sum);
+  }
+  for (int i = 0; i < RUN; i++) highest = high[i] > highest ? high[i] : highest;
+  return started && highest < FS_FP16_HIGH;
+}
+
 FS_INLINE void depthwise(const int pointwise, const fs_window *v, const float *x, const float *w, int64_t channels,
                          int64_t multiplier, int64_t first_pixel, int64_t last_pixel, float *result) {
   const int64_t outputs = channels * multiplier;
@@ -24,6 +57,7 @@ FS_INLINE void depthwise(const int pointwise, const fs_window *v, const float *x
     const int64_t column = p % v->out_width, line = p / v->out_width;
     const int64_t row = line % v->out_height, image = line / v->out_height;
     float *to = result + p * outputs;
+    if (multiplier == 1 && depthwise_pixel(pointwise, v, x, w, channels, image, row, column, to)) continue;
     int started = 0;
     for (int64_t kh = 0; kh < v->kernel_height; kh++) {
       const int64_t y = row * v->stride_height + kh * v->dilation_height - v->pad_top;

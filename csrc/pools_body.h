@@ -78,11 +78,11 @@ void FS_FN(fs_average_pool)(const fs_window *window, const float *x, int64_t cha
   fs_fp_leave(state);
 }
 
-void FS_FN(fs_unfold)(const fs_window *window, const float *x, int64_t channels, int64_t first_pixel,
+void FS_FN(fs_unfold)(const fs_window *window, const float *x, int64_t channels, int64_t row, int64_t first_pixel,
                       int64_t last_pixel, float *result) {
   const fs_window *v = window;
-  const int64_t taps = v->kernel_width;
-  result += first_pixel * v->kernel_height * taps * channels;
+  const int64_t taps = v->kernel_width, padding = row - v->kernel_height * taps * channels;
+  result += first_pixel * row;
   for (int64_t p = first_pixel; p < last_pixel; p++) {
     const corner at = window_corner(v, p);
     /* Taps first <= kw < end lie inside the image, and next to each other if the dilation is 1. */
@@ -101,6 +101,7 @@ void FS_FN(fs_unfold)(const fs_window *window, const float *x, int64_t channels,
       for (int64_t kw = first; kw < end; kw += run, from += v->dilation_width * channels)
         memcpy(result + kw * channels, from, (size_t)(run * channels) * sizeof *result);
     }
+    for (int64_t i = 0; i < padding; i++) *result++ = 0.0f;
   }
 }
 

@@ -303,7 +303,10 @@ class Backend(Protocol):
     def unfold(
         self, x: Float32Array, window: Window, threads: int, /, out: Float32Array | None = None
     ) -> Float32Array:
-        """The windows of `x` as (N, OH, OW, KH·KW·C) in (kh, kw, c) order, zero outside the image."""
+        """The windows of `x` as (N, OH, OW, KH·KW·C) in (kh, kw, c) order, zero outside the image.
+
+        A longer row of `out` is filled up with zeros.
+        """
         ...
 
     def enter(

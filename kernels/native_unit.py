@@ -80,7 +80,7 @@ class NativeUnit(PointwiseUnit):
         self, x: Float32Array, window: Window, threads: int, /, out: Float32Array | None = None
     ) -> Float32Array:
         place, result = _placed(x, window, math.prod(window.kernel) * x.shape[3], out)
-        args = (place, _pointer(x), x.shape[3])
+        args = (place, _pointer(x), x.shape[3], result.shape[3])
         to = _pointer(result)
         split(_pixels(result), threads, lambda first, last: self._variant.unfold(*args, first, last, to))
         return result

@@ -139,7 +139,12 @@ class PointwiseUnit(ABC):
     def unfold(
         self, x: Float32Array, window: Window, threads: int, /, out: Float32Array | None = None
     ) -> Float32Array:
-        return given(unit.unfold(x, window), out)
+        windows = unit.unfold(x, window)
+        if out is None:
+            return windows
+        out[..., : windows.shape[3]] = windows
+        out[..., windows.shape[3] :] = 0
+        return out
 
     def enter(
         self, x: Float32Array, pointwise: Pointwise, threads: int, /, out: Float32Array | None = None

@@ -89,7 +89,7 @@ def our_layer(layer: Layer, numbers: Numbers, kernels: Backend, threads: int) ->
     x, out = _image(layer), np.empty((math.prod(layer.out_shape[:3]), outputs), np.float32)
     steps = [Step("add", np.full(outputs, 0.125, np.float32)), Step("relu")]
     fmt, through = numbers.format, Window((1, 1)) if unrolled else window
-    windows = np.empty((*layer.out_shape[:3], channels), np.float32) if unrolled else x
+    windows = np.empty((*layer.out_shape[:3], -(-channels // fmt.block) * fmt.block), np.float32) if unrolled else x
 
     def call() -> None:
         if unrolled:

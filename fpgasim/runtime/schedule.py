@@ -211,12 +211,14 @@ class _Planner:
         return blocks.slots, blocks.operand
 
     def unroll(self, layer: Layer, window: Window | None) -> int:
-        """The slot of the layer's input, or of its windows laid out one after the other."""
+        """The slot of the layer's input, or of its windows laid out one after the other, each in whole blocks."""
         source = self.values[layer.inputs[0]]
         if window is None:
             return source
         n, height, width, channels = layer.in_shape
-        to = self.new((n, *window.output_size(height, width), math.prod(window.kernel) * channels))
+        block = self.program.numbers.format.block
+        row = -(-math.prod(window.kernel) * channels // block) * block
+        to = self.new((n, *window.output_size(height, width), row))
         kernels, threads = self.kernels, self.threads
 
         def bind(arrays: Sequence[Array], _: Feeds) -> Work:

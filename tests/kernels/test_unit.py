@@ -38,6 +38,10 @@ def test_pools_and_unfolding_are_the_definition(
         means = {padded: unit.average_pool(x, window, pointwise, padded) for padded in (False, True)}
     assert same_bits(kernels.max_pool(x, window, threads), largest)
     assert same_bits(kernels.unfold(x, window, threads), unit.unfold(x, window))
+    longer = np.full((*largest.shape[:3], window.kernel[0] * window.kernel[1] * channels + 5), np.nan, np.float32)
+    kernels.unfold(x, window, threads, longer)
+    assert same_bits(longer[..., :-5], unit.unfold(x, window))
+    assert not longer[..., -5:].any()
     for padded, expected in means.items():
         with np.errstate(all="ignore"):
             assert same_bits(kernels.average_pool(x, window, pointwise, padded, threads), expected)
