@@ -20,14 +20,14 @@ PYTEST := FPGASIM_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .PHONY: help
 help:
-	@echo "make demo        classify a photograph on the emulated FPGA, then plan and time ResNet-50"
-	@echo "make test        lint, types and all tests"
-	@echo "make test-quick  the tests that take less than five seconds each"
+	@echo "make demo           classify a photograph on the emulated FPGA, then plan and time ResNet-50"
+	@echo "make test           lint, types and all tests"
+	@echo "make test-quick     the tests that take less than five seconds each"
 	@echo "make test-oracles   formats against other emulators, which need PyTorch: in .venv-oracles, 2 GB"
 	@echo "make test-sanitize  the native kernels under the address and undefined-behaviour sanitizers"
-	@echo "make test-fuzz   random shapes through every backend; EXAMPLES=20000 sets how many"
-	@echo "make lint        ruff and mypy"
-	@echo "make clean       remove what was built, the virtual environment included"
+	@echo "make test-fuzz      random shapes through every backend; EXAMPLES=20000 sets how many"
+	@echo "make lint           ruff and mypy"
+	@echo "make clean          remove what was built, the virtual environment included"
 
 demo: $(READY)
 	$(BIN)/fpgasim demo
