@@ -132,11 +132,15 @@ FS_INLINE void micro(const int px, const int64_t known_quads, const int exact, c
 #undef WIDE
   }
   for (int i = 0; i < px; i++) {
-    v_sums both[2];
-    for (int j = 0; j < 2; j++) both[j] = exact ? round_wide(sum[i][j]) : c[i][j];
+    const v_sums first = exact ? round_wide(sum[i][0]) : c[i][0], second = exact ? round_wide(sum[i][1]) : c[i][1];
     float *to = out + i * o->out_pixel;
-    if (o->outs == PANEL) memcpy(to, both, sizeof both);
-    else memcpy(to, both, (size_t)o->outs * sizeof *to);
+    if (o->outs == PANEL) {
+      ((v_sums *)to)[0] = first;
+      ((v_sums *)to)[1] = second;
+    } else {
+      const v_sums both[2] = {first, second};
+      memcpy(to, both, (size_t)o->outs * sizeof *to);
+    }
   }
 }
 
