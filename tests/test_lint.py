@@ -22,6 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "placement": {"compiler", "graph", "npu", "kernels", "numerics"},
     "runtime": {"placement", "compiler", "npu", "ops", "kernels", "graph", "numerics"},
     "zoo": {"graph"},
+    "bench": {"runtime", "placement", "compiler", "npu", "graph", "ops", "kernels", "numerics", "zoo"},
     "report": {"runtime", "placement", "compiler", "npu", "graph", "ops", "kernels", "numerics", "zoo"},
 }
 #: Nothing imports these but each other and the entry points.
