@@ -44,6 +44,9 @@ class Device:
     dispatch_cycles: int = field(
         default=14, metadata=_is("cycles", "from a layer's first instruction to its first vector")
     )
+    instruction_cycles: int = field(default=4, metadata=_is("cycles", "between the fetches of two instruction words"))
+    queue_chains: int = field(default=8, metadata=_is("chains", "decoded ones that wait to be issued"))
+    in_flight: int = field(default=16, metadata=_is("chains", "issued ones that have not ended"))
     hazard: Hazard = field(
         default="in_order",
         metadata=_is("", "in_order: a layer waits for all older ones; data: only for those it reads"),
@@ -67,6 +70,8 @@ class Device:
 
     def __post_init__(self) -> None:
         for name in ("native_dim", "lanes", "tiles", "mrf_tiles", "mfus", "clock_hz", "dram_burst_bytes"):
+            self._whole(name, 1)
+        for name in ("instruction_cycles", "queue_chains", "in_flight"):
             self._whole(name, 1)
         for name in ("mvm_latency", "mfu_latency", "dispatch_cycles"):
             self._whole(name, 0)
