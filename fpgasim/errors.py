@@ -9,6 +9,7 @@
     ├── ImageError      (also ValueError)   an image that cannot be read
     ├── PlacementError                      no plan satisfies the request
     ├── DeviceError     (also ValueError)   a device description, or work that does not fit on the device
+    ├── ProgramError    (also ValueError)   an instruction program that is broken or that the engine cannot run
     └── DownloadError   (also OSError)      a file that could not be fetched whole
 
 `STATUS` gives each its exit code of the command line and its gRPC status; a subclass without a row has its parent's.
@@ -61,6 +62,10 @@ class DeviceError(FpgasimError, ValueError):
     pass
 
 
+class ProgramError(FpgasimError, ValueError):
+    pass
+
+
 class DownloadError(FpgasimError, OSError):
     pass
 
@@ -81,6 +86,7 @@ STATUS: dict[type[FpgasimError], Status] = {
     PlacementError: Status(9, "FAILED_PRECONDITION"),
     DeviceError: Status(10, "FAILED_PRECONDITION"),
     DownloadError: Status(11, "UNAVAILABLE"),
+    ProgramError: Status(12, "INVALID_ARGUMENT"),
 }
 
 
