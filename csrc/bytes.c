@@ -14,9 +14,8 @@ void fs_bytes_terms(const fs_conv *c, int32_t chwk, fs_term *terms) {
 
 /* Per panel and term: what a dot product starts from (panel x int32), the scales (panel x float), and the mantissas,
    four by four, (block / 4, panel, 4). Activations carry a bias, so a dot product starts from minus that times the sum of the
-   mantissas, and for fp32 sums beside that from the bits of 1.5 * 2^23: while |d| < 2^22 it then ends as the float
-   1.5 * 2^23 + d. */
-void fs_bytes_pack(const fs_conv *c, int64_t panel, int64_t bias, int32_t exact, int32_t chwk, const int8_t *mantissas,
+   mantissas and from the bits of 1.5 * 2^23: while |d| < 2^22 it then ends as the float 1.5 * 2^23 + d. */
+void fs_bytes_pack(const fs_conv *c, int64_t panel, int64_t bias, int32_t chwk, const int8_t *mantissas,
                    const int16_t *exponents, int64_t fraction_bits, uint8_t *packed, fs_range *range) {
   const int64_t filters = c->outputs / c->groups, panels = (filters + panel - 1) / panel, block = c->block;
   const int64_t taps = c->window.kernel_height * c->window.kernel_width, n = taps * c->group_blocks;
@@ -48,7 +47,7 @@ void fs_bytes_pack(const fs_conv *c, int64_t panel, int64_t bias, int32_t exact,
             range->largest = largest > range->largest ? largest : range->largest;
           }
         }
-        const uint32_t start = (exact ? 0u : 0x4B400000u) - (uint32_t)bias * (uint32_t)sum;
+        const uint32_t start = 0x4B400000u - (uint32_t)bias * (uint32_t)sum;
         memcpy(packed + 4 * j, &start, sizeof start);
         memcpy(packed + 4 * (panel + j), &scale, sizeof scale);
       }

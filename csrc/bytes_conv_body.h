@@ -3,23 +3,23 @@
 
    A dot product d ends as the float 1.5 * 2^23 + d (fs_bytes_pack); one fused multiply-subtract turns that into d * 2^sw,
    without rounding, and the next fused multiply-add adds that times 2^sx to the sum, rounding once: two operations,
-   where converting d would take a third. Exact sums are kept in float64; there d ends as an integer. fs_bytes_fit says
+   where converting d would take a third. Exact sums are kept in float64, to which terms are widened. fs_bytes_fit says
    when this is exact.
 
    A variant defines FS_BYTES_PIXELS, FS_DOT(d, x, w), which adds to each lane of d the products of four bytes of x by
-   four of w, FS_FMADD, FS_FMSUB and FS_FMADD_WIDE. */
+   four of w, FS_FMADD, FS_FMSUB and FS_WIDEN, float64 of FS_LANES / 2 floats. */
 #include "common.h"
 
 enum { PANEL = 2 * FS_LANES, PIXELS = FS_BYTES_PIXELS };
 typedef int32_t v_dots __attribute__((vector_size(4 * FS_LANES), aligned(4), may_alias));
 typedef float v_sums __attribute__((vector_size(4 * FS_LANES), aligned(4), may_alias));
-typedef int32_t v_half_dots __attribute__((vector_size(2 * FS_LANES), aligned(4), may_alias));
 typedef float v_half_sums __attribute__((vector_size(2 * FS_LANES), aligned(4), may_alias));
 typedef double v_wide __attribute__((vector_size(4 * FS_LANES), aligned(8), may_alias));
 
 /* Keeps a loop-carried sum in one register; without it GCC 12 copies each of them twice per turn. */
 #define PIN(v) __asm__("" : "+v"(v))
 
+/* x in all lanes is written x - 0: adding 0 would turn a -0 into 0 and so be an operation. */
 typedef struct {
   ptrdiff_t a_pixel, s_pixel, out_pixel; /* from one pixel of the tile to the next */
   const fs_term *terms;
@@ -33,14 +33,13 @@ typedef struct {
   v_wide low, high;
 } wide;
 
-/* c + d * w * x; by way of memory, since from there a conversion to float64 is one operation and from a register two. */
-FS_INLINE wide add_wide(wide c, v_dots d, v_wide w_low, v_wide w_high, double x) {
-  v_half_dots half[2];
-  memcpy(half, &d, sizeof d);
+/* c + t; by way of memory, since from there widening is one operation and from a register two. */
+FS_INLINE wide add_wide(wide c, v_sums t) {
+  v_half_sums half[2];
+  memcpy(half, &t, sizeof t);
   __asm__("" : "+m"(half));
-  const v_wide scale = x + (v_wide){0};
-  c.low = FS_FMADD_WIDE(__builtin_convertvector(half[0], v_wide) * w_low, scale, c.low);
-  c.high = FS_FMADD_WIDE(__builtin_convertvector(half[1], v_wide) * w_high, scale, c.high);
+  c.low += FS_WIDEN(half[0]);
+  c.high += FS_WIDEN(half[1]);
   return c;
 }
 
@@ -62,7 +61,7 @@ FS_INLINE void micro(const int px, const int64_t known_quads, const int exact, c
                      const float *s, float *out) {
   const int64_t quads = known_quads ? known_quads : o->quads;
   const ptrdiff_t a_pixel = o->a_pixel, s_pixel = o->s_pixel;
-  const v_sums magic = 12582912.0f + (v_sums){0};
+  const v_sums magic = 12582912.0f - (v_sums){0};
   const uint8_t *w = o->w;
   v_sums c[PIXELS][2];
   wide sum[PIXELS][2];
@@ -76,21 +75,18 @@ FS_INLINE void micro(const int px, const int64_t known_quads, const int exact, c
     const float *sk = s + o->terms[k].scale;
     const v_dots *start = (const v_dots *)w;
     const v_sums *scales = (const v_sums *)(w + 4 * PANEL);
-#define WIDE(at) __builtin_convertvector(((const v_half_sums *)scales)[at], v_wide)
-#define SCALES                                                                  \
-  const v_sums w0 = scales[0], w1 = scales[1], o0 = w0 * magic, o1 = w1 * magic; \
-  const v_wide l0 = WIDE(0), h0 = WIDE(1), l1 = WIDE(2), h1 = WIDE(3);
-#define FOLD(i, d0, d1)                                                          \
-  do {                                                                           \
-    const float x = sk[(i) * s_pixel];                                           \
-    if (exact) {                                                                 \
-      sum[i][0] = add_wide(sum[i][0], d0, l0, h0, x);                            \
-      sum[i][1] = add_wide(sum[i][1], d1, l1, h1, x);                            \
-    } else {                                                                     \
-      const v_sums sx = x + (v_sums){0};                                         \
-      c[i][0] = FS_FMADD(FS_FMSUB((v_sums)(d0), w0, o0), sx, c[i][0]);           \
-      c[i][1] = FS_FMADD(FS_FMSUB((v_sums)(d1), w1, o1), sx, c[i][1]);           \
-    }                                                                            \
+#define SCALES const v_sums w0 = scales[0], w1 = scales[1], o0 = w0 * magic, o1 = w1 * magic;
+#define FOLD(i, d0, d1)                                                                            \
+  do {                                                                                             \
+    const v_sums sx = sk[(i) * s_pixel] - (v_sums){0};                                             \
+    const v_sums t0 = FS_FMSUB((v_sums)(d0), w0, o0), t1 = FS_FMSUB((v_sums)(d1), w1, o1);         \
+    if (exact) {                                                                                   \
+      sum[i][0] = add_wide(sum[i][0], t0 * sx);                                                    \
+      sum[i][1] = add_wide(sum[i][1], t1 * sx);                                                    \
+    } else {                                                                                       \
+      c[i][0] = FS_FMADD(t0, sx, c[i][0]);                                                         \
+      c[i][1] = FS_FMADD(t1, sx, c[i][1]);                                                         \
+    }                                                                                              \
   } while (0)
     if (known_quads == 4 && PIXELS > 4) { /* the block's weights stay in eight registers */
       const v_dots *wq = (const v_dots *)(w + 8 * PANEL);
@@ -129,7 +125,6 @@ FS_INLINE void micro(const int px, const int64_t known_quads, const int exact, c
     }
 #undef FOLD
 #undef SCALES
-#undef WIDE
   }
   for (int i = 0; i < px; i++) {
     const v_sums first = exact ? round_wide(sum[i][0]) : c[i][0], second = exact ? round_wide(sum[i][1]) : c[i][1];

@@ -18,7 +18,7 @@ from fpgasim.kernels.native_unit import c_window
 from fpgasim.kernels.parallel import split
 from fpgasim.kernels.weights import WeightCache
 
-_SUMS = {("fp32", "khwc"), ("fp32", "chwk"), ("exact", "khwc"), ("exact", "chwk")}
+_SUMS = {("fp32", "khwc"), ("fp32", "chwk"), ("exact", "khwc")}
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,12 @@ class BytesConvolution:
 
         `out`, if given, takes the result.
         """
+        exact = accumulator == "exact"
+        order = "khwc" if exact else order  # exact sums do not depend on it
         if not self._takes(x, w, groups) or (accumulator, order) not in _SUMS:
             return None
-        exact = accumulator == "exact"
-        key = (groups, exact, order, window.kernel)
-        packed = self._weights.get(w, key, lambda: self._pack(w, window, groups, exact, order))
+        key = (groups, order, window.kernel)
+        packed = self._weights.get(w, key, lambda: self._pack(w, window, groups, order))
         shape = _shape(x)
         place = self._places.get(w, (*key, shape, window), lambda: _place(shape, w, window, groups, order))
         image, activations = self._fill(x, place, threads)
@@ -109,7 +110,7 @@ class BytesConvolution:
         spans = _group_blocks(w, groups)
         return min(spans) == max(spans)
 
-    def _pack(self, w: Operand, window: Window, groups: int, exact: bool, order: str) -> _Packed:
+    def _pack(self, w: Operand, window: Window, groups: int, order: str) -> _Packed:
         assert w.exponents is not None
         panel, outputs = self._variant.bytes_panel, len(w.mantissas)
         panels = groups * -(-(outputs // groups) // panel)
@@ -119,7 +120,7 @@ class BytesConvolution:
         weights = room[-room.ctypes.data % 64 :]
         powers = _no_range()
         lib.fs_bytes_pack(
-            conv, panel, self._variant.bytes_bias, exact, order == "chwk", pointer("int8_t", w.mantissas),
+            conv, panel, self._variant.bytes_bias, order == "chwk", pointer("int8_t", w.mantissas),
             pointer("int16_t", w.exponents), w.fraction_bits, pointer("uint8_t", weights), powers,
         )  # fmt: skip
         return _Packed(weights, powers, panels)

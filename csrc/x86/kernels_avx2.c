@@ -22,6 +22,6 @@
                                    _mm256_set1_epi16(1)))
 #define FS_FMADD(a, b, c) ((v_sums)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 #define FS_FMSUB(a, b, c) ((v_sums)_mm256_fmsub_ps((__m256)(a), (__m256)(b), (__m256)(c)))
-#define FS_FMADD_WIDE(a, b, c) ((v_wide)_mm256_fmadd_pd((__m256d)(a), (__m256d)(b), (__m256d)(c)))
+#define FS_WIDEN(x) ((v_wide)_mm256_cvtps_pd((__m128)(x)))
 #include "../bytes_conv_body.h"
 #include "../bytes_fill_body.h"

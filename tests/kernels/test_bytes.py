@@ -48,8 +48,10 @@ def format_of(name: str) -> Any:
     return CATALOGUE[key].with_block(int(block)) if block else CATALOGUE[key]
 
 
-@pytest.mark.parametrize("order", ["khwc", "chwk"])
-@pytest.mark.parametrize("accumulator", ["fp32", "exact"])
+@pytest.mark.parametrize(
+    ("accumulator", "order"),
+    [("fp32", "khwc"), ("fp32", "chwk"), ("exact", "khwc"), ("exact", "chwk"), ("exact", "tree(6)")],
+)
 @pytest.mark.parametrize("name", FORMATS)
 def test_it_is_the_reference_from_numbers_and_from_operands(
     unit: BytesConvolution, name: str, accumulator: str, order: Any, numbers: Any, blocked: Any, same_bits: Any
