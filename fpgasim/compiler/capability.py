@@ -95,8 +95,11 @@ def check_size(layer: Layer, device: Device) -> None:
 
     What cannot be divided: the input rows under one row of windows (a reshape needs the whole image) and one row of
     output vectors, which must fit in the initial VRF; and the matrix tiles of one native row of outputs, which must
-    fit in the MRF, since a sum continued in a second pass would be rounded between the two.
+    fit in the MRF, since a sum continued in a second pass would be rounded between the two. A systolic array streams
+    everything from DRAM in folds.
     """
+    if device.engine == "systolic":
+        return
 
     def vectors(channels: int) -> int:
         return -(-channels // device.native_dim)

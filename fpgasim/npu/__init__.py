@@ -3,6 +3,8 @@
 from fpgasim.npu.device import DEVICES, Device, DeviceRow, device_rows, get_device
 from fpgasim.npu.layers import Layer, Stage
 from fpgasim.npu.numbers import Numbers, resolve_numbers
+from fpgasim.npu.simulation import ProgramTiming, simulate
+from fpgasim.npu.systolic import systolic_cycles
 from fpgasim.npu.timing import LayerTiming, SegmentTiming, layer_timing, segment_timing, transfer_seconds, wire_bytes
 
 __all__ = [
@@ -12,6 +14,7 @@ __all__ = [
     "Layer",
     "LayerTiming",
     "Numbers",
+    "ProgramTiming",
     "SegmentTiming",
     "Stage",
     "device_rows",
@@ -19,6 +22,8 @@ __all__ = [
     "layer_timing",
     "resolve_numbers",
     "segment_timing",
+    "simulate",
+    "systolic_cycles",
     "transfer_seconds",
     "wire_bytes",
 ]

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 from fpgasim.errors import DeviceError, UnknownNameError
 from fpgasim.kernels.contract import Accumulator, Order, Pointwise, get_accumulator, get_order, get_pointwise
+from fpgasim.npu.systolic import DATAFLOWS, Dataflow
 from fpgasim.numerics import WHOLE, BlockFormat, get_format
 
+Engine = Literal["matvec", "systolic"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 Hazard = Literal["in_order", "data"]
 HAZARDS: tuple[Hazard, ...] = get_args(Hazard)
 
 
-def _is(unit: str, meaning: str) -> dict[str, str]:
-    return {"unit": unit, "meaning": meaning}
+def _is(unit: str, meaning: str, engine: Engine | None = None) -> dict[str, str | None]:
+    return {"unit": unit, "meaning": meaning, "engine": engine}
 
 
 @dataclass(frozen=True)
@@ -34,26 +38,34 @@ class Device:
 
     name: str
     native_dim: int = field(metadata=_is("elements", "N, side of a native matrix tile and length of a vector"))
-    lanes: int = field(metadata=_is("per dot-product engine", "L, multipliers of one dot-product engine; divides N"))
-    tiles: int = field(metadata=_is("tile engines", "T, tile engines that work at once"))
-    mrf_tiles: int = field(metadata=_is("native tiles", "matrix register file, all tile engines together"))
+    lanes: int = field(
+        metadata=_is("per dot-product engine", "L, multipliers of one dot-product engine; divides N", "matvec")
+    )
+    tiles: int = field(metadata=_is("tile engines", "T, tile engines that work at once", "matvec"))
+    mrf_tiles: int = field(metadata=_is("native tiles", "matrix register file, all tile engines together", "matvec"))
     mfus: int = field(metadata=_is("units", "multifunction units behind the matrix unit"))
     clock_hz: int = field(metadata=_is("Hz", "clock of the engine"))
-    mvm_latency: int = field(metadata=_is("cycles", "from the read of a vector to its product leaving the matrix unit"))
+    mvm_latency: int = field(
+        metadata=_is("cycles", "from the read of a vector to its product leaving the matrix unit", "matvec")
+    )
     mfu_latency: int = field(default=9, metadata=_is("cycles", "through one multifunction unit"))
     dispatch_cycles: int = field(
         default=14, metadata=_is("cycles", "from a layer's first instruction to its first vector")
     )
-    instruction_cycles: int = field(default=4, metadata=_is("cycles", "between the fetches of two instruction words"))
-    queue_chains: int = field(default=8, metadata=_is("chains", "decoded ones that wait to be issued"))
-    in_flight: int = field(default=16, metadata=_is("chains", "issued ones that have not ended"))
+    instruction_cycles: int = field(
+        default=4, metadata=_is("cycles", "between the fetches of two instruction words", "matvec")
+    )
+    queue_chains: int = field(default=8, metadata=_is("chains", "decoded ones that wait to be issued", "matvec"))
+    in_flight: int = field(default=16, metadata=_is("chains", "issued ones that have not ended", "matvec"))
     hazard: Hazard = field(
         default="in_order",
         metadata=_is("", "in_order: a layer waits for all older ones; data: only for those it reads"),
     )
-    initial_vrf: int = field(default=12_100, metadata=_is("vectors", "register file that feeds the matrix unit"))
-    addsub_vrf: int = field(default=12_100, metadata=_is("vectors", "register file of the add units"))
-    multiply_vrf: int = field(default=16, metadata=_is("vectors", "register file of the multiply units"))
+    initial_vrf: int = field(
+        default=12_100, metadata=_is("vectors", "register file that feeds the matrix unit", "matvec")
+    )
+    addsub_vrf: int = field(default=12_100, metadata=_is("vectors", "register file of the add units", "matvec"))
+    multiply_vrf: int = field(default=16, metadata=_is("vectors", "register file of the multiply units", "matvec"))
     dram_bytes_per_s: float = field(
         default=19.2e9, metadata=_is("bytes/s", "peak of the memory the weights stream from")
     )
@@ -63,6 +75,12 @@ class Device:
     pcie_latency_s: float = field(default=5e-6, metadata=_is("s", "start of a transfer"))
     launch_s: float = field(default=20e-6, metadata=_is("s", "start of a segment"))
     cpu_call_s: float = field(default=1e-4, metadata=_is("s", "start of a CPU piece"))
+    engine: Engine = field(default="matvec", metadata=_is("", "matvec: tile engines; systolic: an array of cells"))
+    array_rows: int = field(default=1, metadata=_is("cells", "R, rows of the array; it has N columns", "systolic"))
+    dataflow: Dataflow = field(default="ws", metadata=_is("", "what lies still: os, ws or is", "systolic"))
+    input_sram_bytes: int = field(default=1 << 20, metadata=_is("bytes", "memory of inputs, both halves", "systolic"))
+    weight_sram_bytes: int = field(default=1 << 20, metadata=_is("bytes", "memory of weights, both halves", "systolic"))
+    output_sram_bytes: int = field(default=1 << 20, metadata=_is("bytes", "memory of sums, both halves", "systolic"))
     accumulator: Accumulator = field(default="exact", metadata=_is("", "how the terms of a dot product add up"))
     order: Order = field(default="khwc", metadata=_is("", "order in which they do"))
     pointwise: Pointwise = field(default="fp16", metadata=_is("", "type of the values between layers"))
@@ -71,7 +89,7 @@ class Device:
     def __post_init__(self) -> None:
         for name in ("native_dim", "lanes", "tiles", "mrf_tiles", "mfus", "clock_hz", "dram_burst_bytes"):
             self._whole(name, 1)
-        for name in ("instruction_cycles", "queue_chains", "in_flight"):
+        for name in ("instruction_cycles", "queue_chains", "in_flight", "array_rows"):
             self._whole(name, 1)
         for name in ("mvm_latency", "mfu_latency", "dispatch_cycles"):
             self._whole(name, 0)
@@ -86,8 +104,15 @@ class Device:
         for name in ("pcie_latency_s", "launch_s", "cpu_call_s"):
             self._number(name, "a finite time, 0 or more", lambda v: v >= 0)
         self._number("dram_efficiency", "above 0 and at most 1", lambda v: 0 < v <= 1)
-        if self.hazard not in HAZARDS:
-            raise UnknownNameError("hazard rule", self.hazard, HAZARDS)
+        for name in ("input_sram_bytes", "weight_sram_bytes", "output_sram_bytes"):
+            self._whole(name, 1)
+        for kind, value, known in (
+            ("engine", self.engine, ENGINES),
+            ("dataflow", self.dataflow, DATAFLOWS),
+            ("hazard rule", self.hazard, HAZARDS),
+        ):
+            if value not in known:
+                raise UnknownNameError(kind, value, known)
         get_accumulator(self.accumulator), get_order(self.order), get_pointwise(self.pointwise)
         unknown = self.assumed - {f.name for f in _described()}
         if unknown:
@@ -108,17 +133,17 @@ class Device:
 
     @property
     def cycles_per_mvm(self) -> int:
-        """Cycles one tile engine needs for a native matrix times a vector: N/L."""
-        return self.native_dim // self.lanes
+        """Cycles of a native matrix times a vector on one tile engine: N/L; of an array for a row of results: 1."""
+        return self.native_dim // self.lanes if self.engine == "matvec" else 1
 
     @property
     def macs_per_cycle(self) -> int:
-        """Multiply-accumulates of all tile engines in a cycle: T·N·L."""
-        return self.tiles * self.native_dim * self.lanes
+        """Multiply-accumulates in a cycle: T·N·L of the tile engines, R·N of an array."""
+        return self.native_dim * (self.tiles * self.lanes if self.engine == "matvec" else self.array_rows)
 
     @property
     def peak_flops(self) -> int:
-        """Operations in a second, a multiply-accumulate counting two: 2·T·N·L·f."""
+        """Operations in a second, a multiply-accumulate counting two."""
         return 2 * self.macs_per_cycle * self.clock_hz
 
     def resolve_format(self, format: str | BlockFormat) -> BlockFormat:
@@ -151,6 +176,7 @@ def _described() -> list[dataclasses.Field[Any]]:
 _PUBLISHED = {
     **dict.fromkeys(("native_dim", "lanes", "tiles", "mrf_tiles", "mfus", "clock_hz"), "ISCA 2018, Table III"),
     "pointwise": "ISCA 2018, IV",
+    "engine": "ISCA 2018, IV",
 }
 
 
@@ -174,7 +200,29 @@ def _brainwave(name: str, native_dim: int, lanes: int, tiles: int, mrf_tiles: in
     )
 
 
-#: Every device with a name. A new one is one line here.
+_SYSTOLIC = re.compile(rf"systolic_(\d{{1,4}})x(\d{{1,4}})_({'|'.join(DATAFLOWS)})")
+
+
+def _systolic(name: str, rows: int, cols: int, dataflow: Dataflow) -> Device:
+    """An array by its key. Only what the key says is given: the clock, the memories and the latencies are assumed."""
+    given = {"native_dim", "engine", "array_rows", "dataflow"}
+    return Device(
+        name,
+        native_dim=cols,
+        lanes=1,
+        tiles=1,
+        mrf_tiles=1,
+        mfus=2,
+        clock_hz=300_000_000,
+        mvm_latency=0,
+        engine="systolic",
+        array_rows=rows,
+        dataflow=dataflow,
+        assumed=frozenset(f.name for f in _described() if f.metadata["engine"] != "matvec") - given,
+    )
+
+
+#: Every device with a name but the arrays, which are `systolic_RxC_(os|ws|is)`. A new one is one line here.
 DEVICES: dict[str, Device] = {
     d.name: d
     for d in (
@@ -188,12 +236,16 @@ DEVICES: dict[str, Device] = {
 def get_device(device: str | Device) -> Device:
     """The device called `device`, or `device` itself when it already is one.
 
-    Raises UnknownNameError for a name that is not among `DEVICES`.
+    `systolic_32x16_ws` is an array of 32 rows and 16 columns. Raises UnknownNameError for a name that is not among
+    `DEVICES` and no such array, DeviceError for an array without cells.
     """
     if isinstance(device, Device):
         return device
+    array = _SYSTOLIC.fullmatch(device) if isinstance(device, str) else None
+    if array:
+        return _systolic(array[0], int(array[1]), int(array[2]), cast(Dataflow, array[3]))
     if not isinstance(device, str) or device not in DEVICES:
-        raise UnknownNameError("device", device, DEVICES)
+        raise UnknownNameError("device", device, (*DEVICES, "systolic_RxC_(os|ws|is)"))
     return DEVICES[device]
 
 
@@ -212,6 +264,8 @@ def device_rows(device: str | Device) -> list[DeviceRow]:
     d = get_device(device)
     rows = []
     for f in _described():
+        if f.metadata["engine"] not in (None, d.engine):
+            continue
         value, preset = getattr(d, f.name), DEVICES.get(d.name)
         published = f.name in _PUBLISHED and preset is not None and getattr(preset, f.name) == value
         source = "assumed" if f.name in d.assumed else _PUBLISHED[f.name] if published else "given"

@@ -22,11 +22,15 @@ DRAM_DEPTH = 1 << 24
 
 @dataclass(frozen=True)
 class Block:
-    """A run of instruction words and how often the control processor issues it. `name` is for reports alone."""
+    """A run of instruction words and how often the control processor issues it.
+
+    For reports: `name`, and `macs`, the useful multiply-accumulates of one turn (None: all that its tiles do).
+    """
 
     words: tuple[int, ...]
     repeat: int = 1
     name: str = ""
+    macs: int | None = None
 
 
 @dataclass(frozen=True)

@@ -8,53 +8,19 @@ to and from the host and the launch are counted apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import accumulate
-from typing import Literal, NamedTuple
 
-from fpgasim.kernels.contract import Pointwise, engines_of
+from fpgasim.kernels.contract import Pointwise
 from fpgasim.npu.device import Device, get_device
-from fpgasim.npu.layers import Layer, Shape, Stage, StageKind
+from fpgasim.npu.layers import Layer, Shape
+from fpgasim.npu.mapping import HEAD_UNITS, Mapping, best_mapping, engines_of_a_sum, mfus_of, taps_of, tile_rows
 from fpgasim.npu.numbers import Numbers
-
-Lowering = Literal["window", "tap", "tap_packed", "matrix"]
-Unit = Literal["add", "multiply", "activation"]
+from fpgasim.npu.systolic import Array, array_timing
 
 POINTWISE_BYTES: dict[Pointwise, int] = {"fp16": 2, "bf16": 2, "fp32": 4}
-#: The function unit of a multifunction unit that does each stage (Fowers et al., ISCA 2018, IV; clip is assumed).
-STAGE_UNIT: dict[StageKind, Unit] = {
-    "bias": "add",
-    "add": "add",
-    "sub": "add",
-    "max": "add",
-    "mul": "multiply",
-    "relu": "activation",
-    "clip": "activation",
-    "sigmoid": "activation",
-    "tanh": "activation",
-}
-#: The function units that the last pass of a head needs, in its first multifunction unit.
-_HEAD_UNITS: dict[str, tuple[Unit, ...]] = {
-    "depthwise": ("multiply", "add"),
-    "max_pool": ("add",),
-    "average_pool": ("add", "multiply"),
-}
-
-
-class Mapping(NamedTuple):
-    """How a matrix lies in native tiles, and how the tile engines share the work.
-
-    `pixels` output positions are worked on at once, each by `tiles` tile engines.
-    """
-
-    lowering: Lowering
-    pixels: int
-    tiles: int
-
-    @property
-    def kind(self) -> str:
-        return "tile-parallel" if self.pixels == 1 else "pixel-parallel" if self.tiles == 1 else "hybrid"
 
 
 @dataclass(frozen=True)
@@ -63,7 +29,8 @@ class LayerTiming:
 
     `compute_cycles` = mvm_cycles + pointwise_cycles + fill_cycles. `pointwise_cycles` are those that the matrix unit
     does not hide. `weight_bytes` are the weights padded to native tiles (or vectors), `load_bytes` the DRAM bursts
-    that hold them. `utilization` is macs over what the tile engines could do in compute_cycles.
+    that hold them; on a systolic array `native_tiles` are folds, and `load_bytes` all that its product moves.
+    `utilization` is macs over what the engine could do in compute_cycles.
     """
 
     name: str
@@ -121,22 +88,18 @@ class SegmentTiming:
 def layer_timing(layer: Layer, device: str | Device, numbers: Numbers) -> LayerTiming:
     """The cost of `layer` on `device` in `numbers` (see `resolve_numbers`)."""
     d = get_device(device)
-    n, height, width, channels = layer.out_shape
+    n, height, width, _ = layer.out_shape
+    if d.engine == "systolic":
+        return _array_timing(layer, d, numbers)
     mapping: Mapping | None = None
     tiles = mvm = 0
     if layer.head in ("conv", "matmul"):
-        lowering, rows = _tile_rows(layer, d, numbers)
-        mapping, steps = _map(lowering, rows, n * height * width, d.tiles, _engines_of_a_sum(layer, d, numbers))
+        lowering, rows = tile_rows(layer, d, numbers)
+        mapping, steps = best_mapping(lowering, rows, n * height * width, d.tiles, engines_of_a_sum(layer, d, numbers))
         tiles, mvm = sum(rows), steps * d.cycles_per_mvm
-    latency = d.mfus * d.mfu_latency
-    passes = _passes(layer, d)
-    occupancy = _ceil(n * height * width * _ceil(channels, d.native_dim), d.tiles) * d.cycles_per_mvm
-    pointwise = fill = 0
-    if passes:
-        pointwise = (passes - 1) * max(occupancy, latency) + (0 if mapping else occupancy)
-        fill = d.dispatch_cycles + latency + (d.mvm_latency if mapping else 0)
+    pointwise, fill = _pointwise(layer, d, mapping is not None)
     weight_bytes = _weight_bytes(layer, tiles, d, numbers)
-    load_bytes = _ceil(weight_bytes, d.dram_burst_bytes) * d.dram_burst_bytes
+    load_cycles, load_bytes = dram_cycles(d, weight_bytes)
     compute = mvm + pointwise + fill
     return LayerTiming(
         name=layer.name,
@@ -149,9 +112,69 @@ def layer_timing(layer: Layer, device: str | Device, numbers: Numbers) -> LayerT
         fill_cycles=fill,
         weight_bytes=weight_bytes,
         load_bytes=load_bytes,
-        load_cycles=math.ceil(load_bytes * d.clock_hz / (d.dram_bytes_per_s * d.dram_efficiency)),
+        load_cycles=load_cycles,
         utilization=_utilization(layer.macs, compute, d),
     )
+
+
+def _pointwise(layer: Layer, device: Device, behind_product: bool) -> tuple[int, int]:
+    """Cycles of the pointwise unit that nothing hides, and cycles until the first vector is through."""
+    n, height, width, channels = layer.out_shape
+    latency, passes = device.mfus * device.mfu_latency, _passes(layer, device)
+    if not passes:
+        return 0, 0
+    occupancy = _ceil(n * height * width * _ceil(channels, device.native_dim), device.tiles) * device.cycles_per_mvm
+    return (
+        (passes - 1) * max(occupancy, latency) + (0 if behind_product else occupancy),
+        device.dispatch_cycles + latency + (device.mvm_latency if behind_product else 0),
+    )
+
+
+def _array_timing(layer: Layer, device: Device, numbers: Numbers) -> LayerTiming:
+    """The cost of `layer` on a systolic array: one product a group, in the engine's own mode with its memories.
+
+    What waits for DRAM, weights included, is in its compute cycles, so nothing is loaded beside.
+    """
+    n, height, width, outputs = layer.out_shape
+    product = layer.head in ("conv", "matmul")
+    mvm = load_bytes = weight_bytes = folds = 0
+    if product:
+        window = taps_of(layer) if layer.head == "conv" else 1
+        inner = window * (layer.in_shape[3] // layer.groups)
+        bits = bits_per_element(numbers)
+        array = Array(
+            device.array_rows,
+            device.native_dim,
+            device.dataflow,
+            device.input_sram_bytes,
+            device.weight_sram_bytes,
+            device.output_sram_bytes,
+            Fraction(device.dram_bytes_per_s * device.dram_efficiency * 8) / device.clock_hz,
+        )
+        one = array_timing(n * height * width, outputs // layer.groups, inner, array, bits, bits, 32)
+        mvm, folds, load_bytes = (layer.groups * count for count in (one.cycles, one.folds, _ceil(one.bits, 8)))
+        weight_bytes = _ceil(outputs * inner * bits, 8)
+    pointwise, fill = _pointwise(layer, device, product)
+    compute = mvm + pointwise + fill
+    return LayerTiming(
+        name=layer.name,
+        head=layer.head,
+        mapping=None,
+        macs=layer.macs,
+        native_tiles=folds,
+        mvm_cycles=mvm,
+        pointwise_cycles=pointwise,
+        fill_cycles=fill,
+        weight_bytes=weight_bytes,
+        load_bytes=load_bytes,
+        load_cycles=0,
+        utilization=_utilization(layer.macs, compute, device),
+    )
+
+
+def bits_per_element(numbers: Numbers) -> int:
+    """Bits that an element takes in an array's memories, its share of the exponent rounded up."""
+    return numbers.format.element_bits + _ceil(numbers.format.exponent_bits, numbers.format.block)
 
 
 def segment_timing(layers: Iterable[Layer], device: str | Device, numbers: Numbers) -> SegmentTiming:
@@ -178,6 +201,19 @@ def segment_timing(layers: Iterable[Layer], device: str | Device, numbers: Numbe
     )
 
 
+def dram_cycles(device: Device, payload_bytes: int) -> tuple[int, int]:
+    """Cycles and bytes of moving `payload_bytes` in whole bursts."""
+    whole = _ceil(payload_bytes, device.dram_burst_bytes) * device.dram_burst_bytes
+    return math.ceil(whole * device.clock_hz / (device.dram_bytes_per_s * device.dram_efficiency)), whole
+
+
+def tile_bytes(device: Device, numbers: Numbers, tiles: int = 1) -> int:
+    """Bytes of `tiles` native tiles: N rows of N elements and N/B exponents each, dense."""
+    fmt = numbers.format
+    row_bits = device.native_dim * fmt.element_bits + device.native_dim // fmt.block * fmt.exponent_bits
+    return _ceil(tiles * device.native_dim * row_bits, 8)
+
+
 def transfer_seconds(payload_bytes: int, device: str | Device) -> float:
     """Seconds to move `payload_bytes` to or from the host in one transfer: latency + bytes / rate."""
     d = get_device(device)
@@ -202,83 +238,14 @@ def _utilization(macs: int, cycles: int, device: Device) -> float:
     return macs / (cycles * device.macs_per_cycle) if cycles else 0.0
 
 
-def _tile_rows(layer: Layer, device: Device, numbers: Numbers) -> tuple[Lowering, list[int]]:
-    """The lowering, and how many native tiles each row of them has; a row makes N outputs."""
-    native, block = device.native_dim, numbers.format.block
-    inputs, outputs = layer.in_shape[3], layer.out_shape[3]
-    rows = _ceil(outputs, native)
-    if layer.head == "matmul":
-        return "matrix", [_ceil(inputs, native)] * rows
-    taps = _taps(layer)
-    if layer.packing == "window":
-        return "window", [_ceil(taps * inputs, native)] * rows
-    if layer.groups > 1:
-        return "tap", [taps * _touched(layer, row, native) for row in range(rows)]
-    slot = _ceil(inputs, block) * block  # channels of a tap, padded so that no block straddles two
-    in_order = numbers.accumulator == "exact" or numbers.order != "chwk" or slot == block
-    if taps > 1 and native // slot > 1 and in_order:
-        return "tap_packed", [_ceil(taps, native // slot)] * rows
-    return "tap", [taps * _ceil(inputs, native)] * rows
-
-
-def _touched(layer: Layer, row: int, native: int) -> int:
-    """Native vectors of input channels that the groups of tile row `row` read; elsewhere its weights are zero."""
-    inputs, outputs = layer.in_shape[3] // layer.groups, layer.out_shape[3] // layer.groups
-    first = row * native // outputs
-    last = (min((row + 1) * native, layer.out_shape[3]) - 1) // outputs
-    return _ceil((last + 1) * inputs, native) - first * inputs // native
-
-
-def _engines_of_a_sum(layer: Layer, device: Device, numbers: Numbers) -> int | None:
-    """How many tile engines may add up one sum without changing a bit: T of `tree(T)`, else 1; None for any number.
-
-    The engines of a tree add whole blocks in turn, so it needs tiles that are one block of one sequence each.
-    """
-    if numbers.accumulator == "exact":
-        return None
-    return engines_of(numbers.order) if numbers.format.block == device.native_dim and layer.groups == 1 else 1
-
-
-def _map(
-    lowering: Lowering, rows: Sequence[int], positions: int, engines: int, together: int | None
-) -> tuple[Mapping, int]:
-    """The quickest mapping and its steps of one native matrix-vector product an engine.
-
-    With `together` of None a sum may be split over tile engines anywhere, else over that many, which take its tiles
-    in turn, or over none: then rows of tiles are.
-    """
-    best: tuple[int, Mapping] | None = None
-    for pixels in range(1, engines + 1):
-        share = engines // pixels
-        steps = _ceil(sum(rows), share) if together is None else _ceil(len(rows), share) * max(rows)
-        if together is not None and together <= share:
-            steps = min(steps, _ceil(len(rows), share // together) * _ceil(max(rows), together))
-        candidate = (_ceil(positions, pixels) * steps, Mapping(lowering, pixels, share))
-        if best is None or candidate[0] < best[0]:
-            best = candidate
-    assert best is not None
-    return best[1], best[0]
-
-
 def _passes(layer: Layer, device: Device) -> int:
     """How often the layer's vectors go through the multifunction units; 0 where the layer is only addressing."""
-    chain = _chain_passes(layer.stages, _HEAD_UNITS.get(layer.head, ()), device.mfus)
-    if layer.head in _HEAD_UNITS:  # one pass a tap, the last one carrying the stages
-        return _taps(layer) - 1 + chain
+    chain = mfus_of(layer, device.mfus)[1] // device.mfus + 1
+    if layer.head in HEAD_UNITS:  # one pass a tap, the last one carrying the stages
+        return taps_of(layer) - 1 + chain
     if layer.stages or layer.head in ("conv", "matmul"):
         return chain
     return int(layer.head != "pointwise" and not _is_addressing(layer, device))
-
-
-def _chain_passes(stages: Sequence[Stage], units: Sequence[Unit], mfus: int) -> int:
-    """Passes of a chain of stages behind `units`: a multifunction unit has each function unit once, in any order."""
-    used, count = set(units), 1
-    for stage in stages:
-        unit = STAGE_UNIT[stage.kind]
-        if unit in used:
-            used, count = set(), count + 1
-        used.add(unit)
-    return _ceil(count, mfus)
 
 
 def _is_addressing(layer: Layer, device: Device) -> bool:
@@ -293,16 +260,9 @@ def _is_addressing(layer: Layer, device: Device) -> bool:
 
 def _weight_bytes(layer: Layer, tiles: int, device: Device, numbers: Numbers) -> int:
     if layer.head == "depthwise":
-        vectors = _taps(layer) * _ceil(layer.out_shape[3], device.native_dim)
+        vectors = taps_of(layer) * _ceil(layer.out_shape[3], device.native_dim)
         return vectors * device.native_dim * POINTWISE_BYTES[numbers.pointwise]
-    fmt = numbers.format
-    row_bits = device.native_dim * fmt.element_bits + device.native_dim // fmt.block * fmt.exponent_bits
-    return _ceil(tiles * device.native_dim * row_bits, 8)
-
-
-def _taps(layer: Layer) -> int:
-    assert layer.window is not None
-    return math.prod(layer.window.kernel)
+    return tile_bytes(device, numbers, tiles)
 
 
 def _reads(layer: Layer, before: Layer) -> bool:

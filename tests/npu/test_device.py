@@ -72,10 +72,32 @@ def test_a_field_out_of_range_is_named_with_its_value_and_what_would_do(field, v
     assert str(error.value) == f"device 'bw_a10': {field}={value!r} must be {wanted}"
 
 
-@pytest.mark.parametrize("field", ["hazard", "accumulator", "order", "pointwise"])
+@pytest.mark.parametrize("field", ["engine", "dataflow", "hazard", "accumulator", "order", "pointwise"])
 def test_a_name_that_a_device_cannot_have_is_refused_with_those_it_can(field):
     with pytest.raises(UnknownNameError, match=r"no .* 'odd'; there are "):
         dataclasses.replace(A10, **{field: "odd"})
+
+
+def test_the_key_of_an_array_says_its_size_and_what_lies_still():
+    array = get_device("systolic_24x16_is")
+    assert (array.engine, array.array_rows, array.native_dim, array.dataflow) == ("systolic", 24, 16, "is")
+    assert array.macs_per_cycle == 24 * 16
+    rows = {row.field: row for row in device_rows(array)}
+    assert {"lanes", "tiles", "mrf_tiles", "initial_vrf"}.isdisjoint(rows)
+    assert {name for name, row in rows.items() if row.source == "given"} == {
+        "native_dim", "engine", "array_rows", "dataflow",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["systolic_16x16_xs", "systolic_16_ws", "systolic_x16_ws", "systolic_16x16"])
+def test_the_key_of_no_array_is_refused_with_the_form_of_one(key):
+    with pytest.raises(UnknownNameError, match=r"systolic_RxC_\(os\|ws\|is\)"):
+        get_device(key)
+
+
+def test_an_array_without_rows_is_refused():
+    with pytest.raises(DeviceError, match="array_rows=0 must be a whole number from 1 up"):
+        get_device("systolic_0x16_ws")
 
 
 def test_only_fields_can_be_assumed():
@@ -86,10 +108,12 @@ def test_only_fields_can_be_assumed():
 @pytest.mark.parametrize("device", DEVICES.values(), ids=lambda d: d.name)
 def test_every_field_of_a_preset_is_published_or_marked_assumed(device):
     rows = {row.field: row for row in device_rows(device)}
-    assert set(rows) == {f.name for f in dataclasses.fields(device)} - {"name", "assumed"}
+    assert set(rows) == {
+        f.name for f in dataclasses.fields(device) if f.metadata.get("engine", "systolic") != "systolic"
+    }
     assert {name for name, row in rows.items() if row.source == "ISCA 2018, Table III"} == set(TABLE_III)
-    assert rows["pointwise"].source == "ISCA 2018, IV"
-    assert {name for name, row in rows.items() if row.source == "assumed"} == set(rows) - set(TABLE_III) - {"pointwise"}
+    assert {name for name, row in rows.items() if row.source == "ISCA 2018, IV"} == {"pointwise", "engine"}
+    assert {row.source for row in rows.values()} == {"ISCA 2018, Table III", "ISCA 2018, IV", "assumed"}
     assert all(row.value == getattr(device, name) and row.meaning for name, row in rows.items())
 
 
