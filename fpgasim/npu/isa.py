@@ -303,10 +303,12 @@ def encode(insn: Instruction) -> int:
 
 def decode(word: int) -> Instruction:
     """The instruction in `word`. Raises ProgramError for an unknown opcode, memory or register and for unused bits."""
-    cls = INSTRUCTIONS.get(word & (1 << OPCODE_BITS) - 1)
-    if cls is None or not 0 <= word < 1 << WORD_BITS:
-        raise ProgramError(f"word {word:#018x}: no instruction has opcode {word & (1 << OPCODE_BITS) - 1}; there are "
-                           f"1 to {max(INSTRUCTIONS)}")  # fmt: skip
+    if not 0 <= word < 1 << WORD_BITS:
+        raise ProgramError(f"word {word:#x} does not fit in {WORD_BITS} bits")
+    opcode = word & (1 << OPCODE_BITS) - 1
+    if opcode not in INSTRUCTIONS:
+        raise ProgramError(f"word {word:#018x}: no instruction has opcode {opcode}; there are 1 to {max(INSTRUCTIONS)}")
+    cls = INSTRUCTIONS[opcode]
     values, used = {}, (1 << OPCODE_BITS) - 1
     for field in fields(cls):
         raw = word >> field.at & (1 << field.width) - 1
