@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -39,12 +40,14 @@ class Port:
 
     `shape` is the ONNX shape: (N, C, H, W), or any other rank with the channels last. By pixels (the default) every
     pixel's channels are filled up with zeros to whole vectors; `packed` fills up only each image (each index of the
-    first dimension), flattened with the channels fastest.
+    first dimension), flattened with the channels fastest. A packed image is framed before by `halo` rows and columns of
+    zeros (top, left, bottom, right).
     """
 
     name: str
     shape: tuple[int, ...]
     packed: bool = False
+    halo: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     def vectors(self, native_dim: int) -> int:
         """How many vectors the tensor is."""
@@ -55,6 +58,9 @@ class Port:
         """`tensor` (of `shape`) as (vectors, N)."""
         rows, length = self._rows()
         image = np.moveaxis(tensor, 1, -1) if tensor.ndim == 4 else tensor
+        if any(self.halo):
+            top, left, bottom, right = self.halo
+            image = np.pad(image, ((0, 0), (top, bottom), (left, right), (0, 0)))
         padded = np.zeros((rows, -(-length // native_dim) * native_dim), np.float32)
         padded[:, :length] = image.reshape(rows, length)
         return padded.reshape(-1, native_dim)
@@ -71,6 +77,10 @@ class Port:
     def _rows(self) -> tuple[int, int]:
         """How many runs of elements are filled up, and the length of one."""
         if self.packed:
+            if any(self.halo):
+                n, c, h, w = self.shape
+                top, left, bottom, right = self.halo
+                return n, (top + h + bottom) * (left + w + right) * c
             return self.shape[0], math.prod(self.shape[1:])
         channels = self.shape[1] if len(self.shape) == 4 else self.shape[-1]
         return math.prod(self.shape) // channels, channels
@@ -112,6 +122,19 @@ class Program:
             self._check_vectors(mem, vectors)
         for mem, tiles in self.tiles.items():
             self._check_tiles(mem, tiles)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the program to the file `path`: see `program_files.save`."""
+        from fpgasim.npu import program_files  # which makes programs itself
+
+        program_files.save(self, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Program:
+        """The program in the file `path`: see `program_files.load`."""
+        from fpgasim.npu import program_files
+
+        return program_files.load(path)
 
     def _check_vectors(self, mem: Mem, vectors: Float32Array) -> None:
         n = self.device.native_dim
