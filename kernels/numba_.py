@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,8 @@ from fpgasim.kernels.contract import (
     Operand,
     Order,
     Pointwise,
+    Step,
+    Unquantized,
     Window,
     engines_of,
     fixed_of,
@@ -29,13 +32,12 @@ from fpgasim.kernels.numpy_unit import PointwiseUnit, given, given_pair
 from fpgasim.kernels.parallel import split
 from fpgasim.kernels.weights import WeightCache
 from fpgasim.numerics import NAN_EXPONENT, ROUNDINGS, BlockFormat, Rounding
-from fpgasim.numerics.scalar import encode_element
 from fpgasim.numerics.tensors import code_dtype
 
 
 @functools.cache
-def _loops() -> Any:
-    return importlib.import_module("fpgasim.kernels.numba_loops")
+def _module(name: str) -> Any:
+    return importlib.import_module(f"fpgasim.kernels.numba_{name}")
 
 
 class Numba(PointwiseUnit):
@@ -48,6 +50,11 @@ class Numba(PointwiseUnit):
 
     def __init__(self) -> None:
         self._weights: WeightCache[tuple[Array, Array]] = WeightCache()
+        self._rows: WeightCache[Operand] = WeightCache()
+
+    @functools.cached_property
+    def tiles(self) -> Any:
+        return _module("bytes").TileConvolution(_module("vectors").dots_here())
 
     def quantize(
         self,
@@ -61,20 +68,17 @@ class Numba(PointwiseUnit):
         rows, n = x.shape
         if fmt.is_fp32:
             return given_pair(x.copy(), np.zeros((rows, n), np.int16), out)
-        blocks = -(-n // fmt.block)
-        codes = np.zeros((rows, blocks * fmt.block), np.int16)
-        exponents = np.empty((rows, blocks), np.int16)
-        low, high = fmt.exponent_range
-        above = NAN_EXPONENT if fmt.exponent_bits == 8 else high
-        emin, largest = 0, fmt.max_code
-        if fmt.is_float:
-            emin, largest = fmt.element_emin, encode_element(fmt.element_max, 0, fmt, "floor")
-        _loops().quantize(
-            np.require(x, requirements="W"), fmt.block, fmt.mantissa_bits, fmt.element_exponent_bits, emin,
-            fmt.element_emax, largest, low, high, above, ROUNDINGS.index(rounding),
-            np.uint64(seed & (1 << 64) - 1), codes, exponents,
+        blocks, kind = -(-n // fmt.block), code_dtype(fmt)
+        if out is None:
+            out = np.empty((rows, blocks * fmt.block), kind), np.empty((rows, blocks), np.int16)
+        codes, exponents = out
+        signed = np.int16 if kind == np.int16 else np.int8  # fewer types to compile for
+        quantizer = _module("quantize")
+        quantizer.quantize(
+            np.require(x, requirements="W"), quantizer.form_of(fmt), ROUNDINGS.index(rounding),
+            np.uint64(seed & (1 << 64) - 1), signed(0), codes.view(signed), exponents,
         )  # fmt: skip
-        return given_pair(codes.astype(code_dtype(fmt)), exponents, out)
+        return codes, exponents
 
     def conv2d(
         self,
@@ -87,7 +91,10 @@ class Numba(PointwiseUnit):
         threads: int,
         /,
     ) -> Float32Array:
-        loops, weights = _loops(), w
+        found: Float32Array | None = self.tiles.convolve(x, w, window, groups, accumulator, order, threads)
+        if found is not None:
+            return found
+        loops, weights = _module("loops"), w
         modes = loops.sums
         n, height, width, _ = x.mantissas.shape
         oh, ow = window.output_size(height, width)
@@ -123,8 +130,28 @@ class Numba(PointwiseUnit):
         return result.reshape(n, oh, ow, outputs)
 
     def matmul(self, a: Operand, b: Operand, accumulator: Accumulator, order: Order, threads: int, /) -> Float32Array:
-        x, w = (Operand(o.mantissas[:, None, None], o.exponents, o.block, o.fraction_bits, o.channels) for o in (a, b))
-        return self.conv2d(x, w, Window((1, 1)), 1, accumulator, order, threads)[:, 0, 0]
+        w = self._rows.get(b, (), lambda: _pixels(b))
+        return self.conv2d(_pixels(a), w, Window((1, 1)), 1, accumulator, order, threads)[:, 0, 0]
+
+    def layer(
+        self,
+        x: Operand | Unquantized,
+        w: Operand,
+        window: Window,
+        groups: int,
+        accumulator: Accumulator,
+        order: Order,
+        steps: Sequence[Step],
+        results: Mapping[int, Float32Array],
+        pointwise: Pointwise,
+        threads: int,
+        /,
+    ) -> int:
+        if isinstance(x, Unquantized):  # the tiles quantize where they fill their buffer
+            found: Float32Array | None = self.tiles.convolve(x, w, window, groups, accumulator, order, threads)
+            if found is not None:
+                return self.chain(found.reshape(-1, found.shape[3]), steps, results, pointwise, True, threads)
+        return super().layer(x, w, window, groups, accumulator, order, steps, results, pointwise, threads)
 
     def depthwise(
         self,
@@ -141,8 +168,17 @@ class Numba(PointwiseUnit):
         sizes = np.array([height, width, oh, ow, *window.kernel, *window.stride, *window.pads[:2], *window.dilation])
         result = np.zeros((n * oh * ow, w.shape[2]), np.float32)
         args = (sizes, POINTWISE.index(pointwise), np.require(x, requirements="W"), np.require(w, requirements="W"))
-        split(n * oh * ow, threads, lambda first, last: _loops().depthwise(*args, first, last, result))
+        split(n * oh * ow, threads, lambda first, last: _module("loops").depthwise(*args, first, last, result))
         return given(result.reshape(n, oh, ow, -1), out)
+
+
+def _pixels(rows: Operand) -> Operand:
+    """The rows of a matrix as images of one pixel."""
+    return replace(
+        rows,
+        mantissas=rows.mantissas[:, None, None],
+        exponents=None if rows.exponents is None else rows.exponents[:, None, None],
+    )
 
 
 def _scales(operand: Operand) -> Array:
