@@ -47,43 +47,50 @@ FS_INLINE void encode_slowly(const fs_format *f, const float *x, int64_t n, int3
   }
 }
 
-/* Even rounding of integer mantissas: adding 1.5 * 2^23 rounds to an integer in the low bits. */
-#define ENCODE_INTEGERS(type)                                        \
-  do {                                                               \
-    const float scale = (float)fs_power(f->mantissa_bits - 1 - s);   \
-    const float high = (float)f->max_code, low = -high;              \
-    for (int64_t i = 0; i < n; i++) {                                \
-      float v = x[i] * scale;                                        \
-      v = v > high ? high : v;                                       \
-      v = v < low ? low : v;                                         \
-      codes[i] = (type)(fs_bits(v + 12582912.0f) - 0x4B400000u);     \
-    }                                                                \
-  } while (0)
+/* The code of x / 2^s for even rounding: adding 1.5 * 2^23 rounds to an integer in the low bits. */
+FS_INLINE int32_t encode_integer(float v, const float high) {
+  v = v > high ? high : v;
+  v = v < -high ? -high : v;
+  return (int32_t)(fs_bits(v + 12582912.0f) - 0x4B400000u);
+}
 
 FS_INLINE void encode_int8(const fs_format *f, const float *x, int64_t n, int32_t s, int8_t *codes) {
-  ENCODE_INTEGERS(int8_t);
+  const float scale = (float)fs_power(f->mantissa_bits - 1 - s), high = (float)f->max_code;
+  for (int64_t i = 0; i < n; i++) codes[i] = (int8_t)encode_integer(x[i] * scale, high);
 }
 
 FS_INLINE void encode_int16(const fs_format *f, const float *x, int64_t n, int32_t s, int16_t *codes) {
-  ENCODE_INTEGERS(int16_t);
+  const float scale = (float)fs_power(f->mantissa_bits - 1 - s), high = (float)f->max_code;
+  for (int64_t i = 0; i < n; i++) codes[i] = (int16_t)encode_integer(x[i] * scale, high);
 }
 
-/* Even rounding of float elements: in the bits for normal ones, by an addition for subnormal ones. */
+/* What the codes of float elements are made with. */
+typedef struct {
+  float smallest, magic;
+  int32_t drop, half, offset, largest, sign;
+} fs_elements;
+
+FS_INLINE fs_elements fs_elements_of(const fs_format *f) {
+  const int32_t m = f->mantissa_bits, drop = 23 - m;
+  return (fs_elements){(float)fs_power(f->element_emin), (float)fs_power(f->element_emin + drop), drop,
+                       (1 << (drop - 1)) - 1, (126 + f->element_emin) << m, f->max_code, m + f->element_exponent_bits};
+}
+
+/* Even rounding of v = x / 2^s: in the bits for normal elements, by an addition for subnormal ones. */
+FS_INLINE int32_t encode_float(const fs_elements *e, float v) {
+  uint32_t u = fs_bits(v), bits = u & 0x7fffffffu;
+  float magnitude = fs_float(bits);
+  int32_t normal = (int32_t)((bits + (uint32_t)e->half + (bits >> e->drop & 1)) >> e->drop) - e->offset;
+  int32_t subnormal = (int32_t)(fs_bits(magnitude + e->magic) - fs_bits(e->magic));
+  int32_t code = magnitude < e->smallest ? subnormal : normal;
+  code = code > e->largest ? e->largest : code;
+  return code | (int32_t)(u >> 31) << e->sign;
+}
+
 FS_INLINE void encode_floats(const fs_format *f, const float *x, int64_t n, int32_t s, uint8_t *codes) {
-  const float scale = (float)fs_power(-s), smallest = (float)fs_power(f->element_emin);
-  const int32_t m = f->mantissa_bits, drop = 23 - m, sign = m + f->element_exponent_bits, largest = f->max_code;
-  const float magic = (float)fs_power(f->element_emin + drop);
-  const int32_t magic_bits = (int32_t)fs_bits(magic), half = (1 << (drop - 1)) - 1;
-  const int32_t offset = (126 + f->element_emin) << m;
-  for (int64_t i = 0; i < n; i++) {
-    int32_t u = (int32_t)fs_bits(x[i] * scale), v = u & 0x7fffffff;
-    float magnitude = fs_float((uint32_t)v);
-    int32_t normal = ((v + half + (v >> drop & 1)) >> drop) - offset;
-    int32_t subnormal = (int32_t)fs_bits(magnitude + magic) - magic_bits;
-    int32_t code = magnitude < smallest ? subnormal : normal;
-    code = code > largest ? largest : code;
-    codes[i] = (uint8_t)(code | (int32_t)((uint32_t)u >> 31) << sign);
-  }
+  const float scale = (float)fs_power(-s);
+  const fs_elements e = fs_elements_of(f);
+  for (int64_t i = 0; i < n; i++) codes[i] = (uint8_t)encode_float(&e, x[i] * scale);
 }
 
 /* The largest magnitude of n numbers as bits: floats order like their bits, infinities and NaNs come last. */
@@ -130,8 +137,10 @@ FS_INLINE int16_t encode_block(const fs_format *f, const float *x, int64_t n, in
   return (int16_t)s;
 }
 
+/* With `padded`, tails are filled up with zeros to whole blocks. */
 static __attribute__((noinline)) void quantize_rows(const fs_format *f, const float *x, int64_t rows, int64_t n,
-                                                    int32_t rounding, uint64_t seed, char *codes, int16_t *exponents) {
+                                                    int32_t rounding, uint64_t seed, int32_t padded, char *codes,
+                                                    int16_t *exponents) {
   const int64_t block = f->block, blocks = (n + block - 1) / block, bytes = f->code_bytes;
 #ifdef FS_QUANTIZE_FAST
   if (rounding == FS_EVEN && block % 16 == 0 && n % block == 0) {
@@ -144,7 +153,7 @@ static __attribute__((noinline)) void quantize_rows(const fs_format *f, const fl
   }
 #endif
   for (int64_t row = 0; row < rows; row++) {
-    for (int64_t b = 0; b < blocks; b++, codes += block * bytes) {
+    for (int64_t b = 0; b < blocks; b++) {
       const int64_t left = n - b * block, count = left < block ? left : block, first = row * n + b * block;
       const float *at = x + first;
       int16_t e;
@@ -152,7 +161,11 @@ static __attribute__((noinline)) void quantize_rows(const fs_format *f, const fl
       else if (count == 32) e = encode_block(f, at, 32, rounding, seed, (uint64_t)first, codes);
       else e = encode_block(f, at, count, rounding, seed, (uint64_t)first, codes);
       *exponents++ = e;
-      memset(codes + count * bytes, 0, (size_t)((block - count) * bytes));
+      codes += count * bytes;
+      if (padded && count < block) {
+        memset(codes, 0, (size_t)((block - count) * bytes));
+        codes += (block - count) * bytes;
+      }
     }
   }
 }
@@ -160,6 +173,8 @@ static __attribute__((noinline)) void quantize_rows(const fs_format *f, const fl
 void FS_FN(fs_quantize)(const fs_format *f, const float *x, int64_t rows, int64_t n, int32_t rounding, uint64_t seed,
                         void *codes, int16_t *exponents) {
   fs_fp_state state = fs_fp_enter();
-  quantize_rows(f, x, rows, n, rounding, seed, codes, exponents);
+  quantize_rows(f, x, rows, n, rounding, seed, 1, codes, exponents);
   fs_fp_leave(state);
 }
+
+#include "quantize_across_body.h"

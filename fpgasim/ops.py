@@ -54,15 +54,9 @@ def quantize(
     values = _float32(x, "x")
     axis = checked_axis(axis, values.shape, "x")
     fmt = fmt.for_length(values.shape[axis])
-    rows = np.ascontiguousarray(np.moveaxis(values, axis, -1))
-    codes, exponents = quantize_rows(rows, fmt, mode, _seed(seed))
-    codes = codes[..., : values.shape[axis]]
-    return BlockTensor(
-        np.ascontiguousarray(np.moveaxis(codes, -1, axis)),
-        np.ascontiguousarray(np.moveaxis(exponents, -1, axis)),
-        fmt,
-        axis,
-    )
+    codes, exponents = _quantize_axis(values, axis, fmt, mode, _seed(seed), as_rows=False)
+    blocks = (*values.shape[:axis], -(-values.shape[axis] // fmt.block), *values.shape[axis + 1 :])
+    return BlockTensor(codes.reshape(values.shape), exponents.reshape(blocks), fmt, axis)
 
 
 def quantize_rows(
@@ -73,6 +67,15 @@ def quantize_rows(
     codes, exponents = (kernels or backend()).quantize(x.reshape(math.prod(x.shape[:-1]), n), fmt, rounding, seed)
     blocks = -(-n // fmt.block)
     return codes.reshape(*x.shape[:-1], blocks * fmt.block), exponents.reshape(*x.shape[:-1], blocks)
+
+
+def _quantize_axis(
+    x: Float32Array, axis: int, fmt: BlockFormat, rounding: Rounding, seed: int, as_rows: bool
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int16]]:
+    """What `Backend.quantize_across` makes of `x`, blocked along `axis`."""
+    before, n, behind = math.prod(x.shape[:axis]), x.shape[axis], math.prod(x.shape[axis + 1 :])
+    shaped = np.ascontiguousarray(x).reshape(before, n, behind)
+    return backend().quantize_across(shaped, fmt, rounding, seed, as_rows)
 
 
 def conv2d(
@@ -138,20 +141,18 @@ def conv2d(
                 raise InputError(
                     "packing='window' needs groups=1 and numbers, not BlockTensors: it quantizes each window afresh"
                 )
-            columns = unit.unfold(_nhwc(x, layout), window)
+            columns = kernels.unfold(_nhwc(x, layout), window, workers)
             flat = _values(w).transpose(0, 2, 3, 1).reshape(w_shape[0], 1, 1, -1)
-            a, b = _operand(columns, x_format, mode, x_seed), _operand(flat, w_format, mode, w_seed)
+            a, b = _operand(columns, 3, x_format, mode, x_seed), _operand(flat, 3, w_format, mode, w_seed)
             window = Window((1, 1))
         else:
-            if isinstance(x, BlockTensor):
-                a = _blocked(x, 1 if layout == "NCHW" else 3, "x")
-            else:
-                a = _operand(_nhwc(x, layout), x_format, mode, x_seed)
+            axis = 1 if layout == "NCHW" else 3
+            a = _blocked(x, axis, "x") if isinstance(x, BlockTensor) else _operand(x, axis, x_format, mode, x_seed)
             b = _weights(w, w_format, mode, w_seed, groups, channels)
         result = unit.round_to(kernels.conv2d(a, b, window, groups, acc, steps, workers), kind)
     if offsets is not None:
         result = unit.add(result, offsets, kind)
-    return np.ascontiguousarray(result.transpose(0, 3, 1, 2)) if layout == "NCHW" else result
+    return kernels.leave(result, workers) if layout == "NCHW" else result
 
 
 def expand_groups(w: Float32Array, groups: int, channels: int) -> Float32Array:
@@ -168,7 +169,7 @@ def _weights(
     w: Float32Array | BlockTensor, fmt: BlockFormat, rounding: Rounding, seed: int, groups: int, channels: int
 ) -> Operand:
     if not isinstance(w, BlockTensor):
-        return _operand(expand_groups(w, groups, channels), fmt, rounding, seed)
+        return _operand(*((w, 1) if groups == 1 else (expand_groups(w, groups, channels), 3)), fmt, rounding, seed)
     if groups > 1:
         raise InputError(
             f"w is a BlockTensor and groups={groups}: blocks run over absolute channels, so pass w as numbers"
@@ -183,9 +184,11 @@ def _blocked(tensor: BlockTensor, axis: int, name: str) -> Operand:
     return operand(tensor)
 
 
-def _operand(rows: Float32Array, fmt: BlockFormat, rounding: Rounding, seed: int) -> Operand:
-    codes, exponents = quantize_rows(np.ascontiguousarray(rows), fmt, rounding, seed)
-    return rows_operand(codes, exponents, fmt, rows.shape[-1])
+def _operand(x: Float32Array, axis: int, fmt: BlockFormat, rounding: Rounding, seed: int) -> Operand:
+    """`x` in blocks along `axis`, which becomes the last one."""
+    codes, exponents = _quantize_axis(x, axis, fmt, rounding, seed, as_rows=True)
+    shape = (*x.shape[:axis], *x.shape[axis + 1 :], -1)
+    return rows_operand(codes.reshape(shape), exponents.reshape(shape), fmt, x.shape[axis])
 
 
 def _format_of(name: str, tensor: npt.ArrayLike | BlockTensor, format: str | BlockFormat | None) -> BlockFormat:

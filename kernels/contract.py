@@ -189,6 +189,16 @@ class Backend(Protocol):
         """
         ...
 
+    def quantize_across(
+        self, x: Float32Array, fmt: BlockFormat, rounding: Rounding, seed: int, as_rows: bool, /
+    ) -> tuple[Array, Int16Array]:
+        """As `quantize` for `x` (images, n, pixels), of which row image·pixels + p is the n numbers of pixel p.
+
+        `as_rows` the results are laid out as there, else like x: codes (images, n, pixels), without a tail's padding,
+        and exponents (images, blocks, pixels).
+        """
+        ...
+
     def conv2d(
         self,
         x: Operand,

@@ -90,6 +90,21 @@ class Native(NativeUnit):
         )  # fmt: skip
         return codes, exponents
 
+    def quantize_across(
+        self, x: Float32Array, fmt: BlockFormat, rounding: Rounding, seed: int, as_rows: bool, /
+    ) -> tuple[Array, Int16Array]:
+        if fmt.is_fp32:
+            return super().quantize_across(x, fmt, rounding, seed, as_rows)
+        images, n, pixels = x.shape
+        blocks = -(-n // fmt.block)
+        codes = np.empty((images * pixels, blocks * fmt.block) if as_rows else x.shape, code_dtype(fmt))
+        exponents = np.empty((images * pixels, blocks) if as_rows else (images, blocks, pixels), np.int16)
+        self._variant.quantize_across(
+            format_struct(fmt), pointer("float", x), images, n, pixels, _ROUNDING[rounding], seed & (1 << 64) - 1,
+            as_rows, ffi.from_buffer(codes), pointer("int16_t", exponents),
+        )  # fmt: skip
+        return codes, exponents
+
     def conv2d(
         self,
         x: Operand,

@@ -45,6 +45,17 @@ class PointwiseUnit(ABC):
         out: tuple[Array, Int16Array] | None = None,
     ) -> tuple[Array, Int16Array]: ...
 
+    def quantize_across(
+        self, x: Float32Array, fmt: BlockFormat, rounding: Rounding, seed: int, as_rows: bool, /
+    ) -> tuple[Array, Int16Array]:
+        images, n, pixels = x.shape
+        rows = np.ascontiguousarray(x.transpose(0, 2, 1)).reshape(images * pixels, n)
+        codes, exponents = self.quantize(rows, fmt, rounding, seed)
+        if as_rows:
+            return codes, exponents
+        codes, exponents = (a.reshape(images, pixels, a.shape[1]) for a in (codes[:, :n], exponents))
+        return np.ascontiguousarray(codes.transpose(0, 2, 1)), np.ascontiguousarray(exponents.transpose(0, 2, 1))
+
     @abstractmethod
     def conv2d(
         self,
@@ -136,9 +147,7 @@ class PointwiseUnit(ABC):
     ) -> Float32Array:
         return given(unit.average_pool(x, window, pointwise, count_padding), out)
 
-    def unfold(
-        self, x: Float32Array, window: Window, threads: int, /, out: Float32Array | None = None
-    ) -> Float32Array:
+    def unfold(self, x: Float32Array, window: Window, threads: int, /, out: Float32Array | None = None) -> Float32Array:
         windows = unit.unfold(x, window)
         if out is None:
             return windows
@@ -164,9 +173,7 @@ def given(result: ArrayT, out: ArrayT | None) -> ArrayT:
     return out
 
 
-def given_pair(
-    codes: Array, exponents: Int16Array, out: tuple[Array, Int16Array] | None
-) -> tuple[Array, Int16Array]:
+def given_pair(codes: Array, exponents: Int16Array, out: tuple[Array, Int16Array] | None) -> tuple[Array, Int16Array]:
     """What `quantize` returns, written into `out` if there is one."""
     return (codes, exponents) if out is None else (given(codes, out[0]), given(exponents, out[1]))
 

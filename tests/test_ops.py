@@ -1,6 +1,7 @@
 """The two doors, `fs.quantize` and `fs.conv2d`: what they compute and what they say about bad arguments."""
 
 import re
+import tracemalloc
 from typing import Any
 
 import ml_dtypes
@@ -20,6 +21,8 @@ RNG = np.random.default_rng(0)
 X = RNG.standard_normal((2, 20, 6, 5)).astype(np.float32)
 W = RNG.standard_normal((6, 20, 3, 2)).astype(np.float32)
 MSFP = CATALOGUE["msfp14"]
+#: Shapes of 8 MB and an axis: across memory, along it, along it with a tail.
+LARGE = [((8, 64, 64, 64), 1), ((256, 2, 4096), 0), ((512, 4096), 1), ((2048, 1000), -1)]
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, -1])
@@ -35,6 +38,21 @@ def test_quantize_makes_blocks_along_any_axis(axis: int) -> None:
         for block in range(exponents.shape[-1]):
             part = slice(3 * block, 3 * block + 3)
             assert (codes[row][part].tolist(), exponents[row][block]) == quantize_block(rows[row][part].tolist(), fmt)
+
+
+@pytest.mark.parametrize("kernels", [name for name in available() if name.startswith("native")])
+@pytest.mark.parametrize("name", ["msfp16", "mxint8", "mxfp8_e4m3", "fp16_bfp"])
+@pytest.mark.parametrize(("shape", "axis"), LARGE)
+def test_quantizing_takes_little_memory_beside_the_result(
+    shape: tuple[int, ...], axis: int, name: str, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FPGASIM_KERNELS", kernels)
+    x = np.zeros(shape, np.float32)
+    tracemalloc.start()
+    tensor = fs.quantize(x, name, axis)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak - tensor.codes.nbytes - tensor.exponents.nbytes < 0.1 * x.nbytes
 
 
 def test_quantize_takes_lists_integers_and_doubles() -> None:

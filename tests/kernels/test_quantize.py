@@ -16,6 +16,8 @@ OWN = [
     BlockFormat("e2m5", 5, 8, 3, element_exponent_bits=2, element_max=7.875),
 ]
 each_format = pytest.mark.parametrize("fmt", [*CATALOGUE.values(), *OWN], ids=lambda f: f.name)
+#: (images, n, pixels): whole and partial tiles of 64 pixels and 16 elements, one pixel, nothing.
+ACROSS = [(2, 7, 3), (1, 32, 64), (3, 16, 1), (2, 17, 1), (1, 33, 65), (2, 48, 49), (1, 150, 130), (2, 0, 3), (2, 3, 0)]
 KINDS = ("ordinary", "spread", "any", "finite", "tiny", "zeros")
 
 
@@ -102,3 +104,50 @@ def test_many_blocks_at_once_are_quantized_as_by_the_reference(
         got = kernels.quantize(x, fmt, "even", 0)
         assert same_bits(got[0], expected[0]), kind
         assert same_bits(got[1], expected[1]), kind
+
+
+def check_across(kernels: Backend, x: Any, fmt: BlockFormat, rounding: Any, seed: int, same_bits: Any) -> None:
+    """Both layouts of `quantize_across` against the reference's blocks of the rows that lie across `x`."""
+    images, n, pixels = x.shape
+    rows = np.ascontiguousarray(np.moveaxis(x, 1, 2)).reshape(images * pixels, n)
+    expected = Reference().quantize(rows, fmt, rounding, seed)
+    assert all(map(same_bits, kernels.quantize_across(x, fmt, rounding, seed, True), expected))
+    like_x = [np.moveaxis(a.reshape(images, pixels, a.shape[1]), 2, 1) for a in (expected[0][:, :n], expected[1])]
+    assert all(map(same_bits, kernels.quantize_across(x, fmt, rounding, seed, False), like_x))
+
+
+@each_format
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_rows_across_memory_are_quantized_like_rows(
+    kernels: Backend, fmt: BlockFormat, rounding: Any, numbers: Any, same_bits: Any
+) -> None:
+    rng = np.random.default_rng(1)
+    for shape in ACROSS:
+        for kind in KINDS:
+            check_across(kernels, numbers(rng, kind, *shape), fmt, rounding, int(rng.integers(0, 1 << 62)), same_bits)
+
+
+@each_format
+def test_rows_across_memory_may_be_of_any_size(kernels: Backend, fmt: BlockFormat, same_bits: Any) -> None:
+    rng = np.random.default_rng(2)
+    x = np.ldexp(rng.uniform(-1, 1, (1, 40, 280)), np.arange(-152, 128)).astype(np.float32)
+    small = fmt if fmt.is_fp32 else fmt.with_block(20)
+    for rounding in ROUNDINGS:
+        check_across(kernels, x, small, rounding, 3, same_bits)
+
+
+def test_rows_across_memory_are_quantized_like_rows_for_any_shape_and_any_numbers(
+    kernels: Backend, fuzz: settings, numbers: Any, same_bits: Any
+) -> None:
+    @fuzz
+    @given(
+        formats(),
+        st.sampled_from(ROUNDINGS),
+        st.sampled_from(KINDS),
+        st.tuples(st.integers(0, 3), st.integers(0, 150), st.integers(0, 140)),
+        st.integers(0, 2**64 - 1),
+    )
+    def check(fmt: BlockFormat, rounding: Any, kind: str, shape: tuple[int, int, int], seed: int) -> None:
+        check_across(kernels, numbers(np.random.default_rng(seed), kind, *shape), fmt, rounding, seed, same_bits)
+
+    check()
