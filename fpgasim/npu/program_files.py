@@ -153,7 +153,7 @@ def _program(facts: dict[str, Any], data: memoryview) -> Program:
     if body.at != len(data):
         raise ProgramError(f"its head does not speak of its last {len(data) - body.at} bytes")
     inputs, outputs = (
-        tuple(Port(port["name"], tuple(port["shape"]), port["packed"]) for port in facts[side])
+        tuple(Port(port["name"], tuple(port["shape"]), port["packed"], tuple(port["halo"])) for port in facts[side])
         for side in ("inputs", "outputs")
     )
     return Program(facts["name"], device, numbers, tuple(blocks), vectors, tiles, inputs, outputs)
