@@ -40,8 +40,8 @@ class Port:
 
     `shape` is the ONNX shape: (N, C, H, W), or any other rank with the channels last. By pixels (the default) every
     pixel's channels are filled up with zeros to whole vectors; `packed` fills up only each image (each index of the
-    first dimension), flattened with the channels fastest. A packed image is framed before by `halo` rows and columns of
-    zeros (top, left, bottom, right).
+    first dimension), flattened with the channels fastest. An image (N, C, H, W) has `halo` rows and columns of zeros
+    around it (top, left, bottom, right).
     """
 
     name: str
@@ -57,10 +57,10 @@ class Port:
     def to_vectors(self, tensor: Float32Array, native_dim: int) -> Float32Array:
         """`tensor` (of `shape`) as (vectors, N)."""
         rows, length = self._rows()
-        image = np.moveaxis(tensor, 1, -1) if tensor.ndim == 4 else tensor
-        if any(self.halo):
+        image = tensor
+        if tensor.ndim == 4:
             top, left, bottom, right = self.halo
-            image = np.pad(image, ((0, 0), (top, bottom), (left, right), (0, 0)))
+            image = np.pad(np.moveaxis(tensor, 1, -1), ((0, 0), (top, bottom), (left, right), (0, 0)))
         padded = np.zeros((rows, -(-length // native_dim) * native_dim), np.float32)
         padded[:, :length] = image.reshape(rows, length)
         return padded.reshape(-1, native_dim)
@@ -72,18 +72,20 @@ class Port:
         if len(self.shape) != 4:
             return values.reshape(self.shape).copy()
         n, c, h, w = self.shape
-        return np.ascontiguousarray(values.reshape(n, h, w, c).transpose(0, 3, 1, 2))
+        top, left, bottom, right = self.halo
+        image = values.reshape(n, top + h + bottom, left + w + right, c)[:, top : top + h, left : left + w]
+        return np.ascontiguousarray(image.transpose(0, 3, 1, 2))
 
     def _rows(self) -> tuple[int, int]:
         """How many runs of elements are filled up, and the length of one."""
+        if len(self.shape) == 4:
+            n, c, h, w = self.shape
+            top, left, bottom, right = self.halo
+            pixels = (top + h + bottom) * (left + w + right)
+            return (n, pixels * c) if self.packed else (n * pixels, c)
         if self.packed:
-            if any(self.halo):
-                n, c, h, w = self.shape
-                top, left, bottom, right = self.halo
-                return n, (top + h + bottom) * (left + w + right) * c
             return self.shape[0], math.prod(self.shape[1:])
-        channels = self.shape[1] if len(self.shape) == 4 else self.shape[-1]
-        return math.prod(self.shape) // channels, channels
+        return math.prod(self.shape[:-1]), self.shape[-1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +120,9 @@ class Program:
         for port in (*self.inputs, *self.outputs):
             if not port.shape or min(port.shape) < 1:
                 self._refuse(f"port {port.name!r}: shape {port.shape} has a size below 1 or none")
+            if len(port.halo) != 4 or min(port.halo) < 0 or (any(port.halo) and len(port.shape) != 4):
+                self._refuse(f"port {port.name!r}: halo {port.halo} does not go with shape {port.shape}; four widths "
+                             "from 0 up around (N, C, H, W) would")  # fmt: skip
         for mem, vectors in self.vectors.items():
             self._check_vectors(mem, vectors)
         for mem, tiles in self.tiles.items():

@@ -44,7 +44,7 @@ def example(numbers: Numbers, tiles: int = 11) -> Program:
             Mem.DRAM: native_tiles(blocked(weights, numbers), N),
         },
         (Port("x", (3, N)),),
-        (Port("y", (1, N, 2, 2)), Port("z", (4, 5), packed=True)),
+        (Port("y", (1, N, 2, 2), halo=(1, 2, 3, 4)), Port("z", (4, 5), packed=True)),
     )
 
 
@@ -146,7 +146,10 @@ def test_a_file_of_another_version_a_cut_one_and_a_changed_one_are_refused(tmp_p
         ),
         ({"tiles": []}, "is damaged: its head does not speak of its last "),
         ({"vectors": [{"mem": "matrix_rf", "count": 5}]}, "is damaged: "),
-        ({"inputs": [{"name": "x", "shape": [0], "packed": False}]}, "is damaged: program 'example': port 'x': shape"),
+        (
+            {"inputs": [{"name": "x", "shape": [0], "packed": False, "halo": [0] * 4}]},
+            "is damaged: program 'example': port 'x': shape",
+        ),
     ],
 )
 def test_a_head_that_says_what_cannot_be_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -185,6 +188,14 @@ def many_tiles(count: int) -> Operand:
         ({"blocks": (Block((), 0),)}, "block 0: repeat=0 must be 1 or more"),
         ({"blocks": (Block((1 << 64,)),)}, "block 0: a word does not fit in 64 bits"),
         ({"inputs": (Port("x", (2, 0)),)}, "port 'x': shape (2, 0) has a size below 1 or none"),
+        *(
+            (
+                {"inputs": (Port("x", shape, True, halo),)},
+                f"port 'x': halo {halo} does not go with shape {shape}; four widths from 0 up around (N, C, H, W) "
+                "would",
+            )
+            for shape, halo in (((2, 5), (1, 0, 0, 0)), ((1, 1, 2, 2), (0, 0, -1, 0)))
+        ),
         ({"outputs": (Port("y", ()),)}, "port 'y': shape () has a size below 1 or none"),
         (
             {"numbers": dataclasses.replace(BRAINWAVE, format=CATALOGUE["bw_1s5e5m"])},
@@ -227,9 +238,12 @@ def test_depths_are_those_of_the_device() -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("halo", [(0, 0, 0, 0), (1, 2, 3, 0)])
 @pytest.mark.parametrize("shape", [(2, 3, 5, 4), (1, N, 2, 2), (2, 40, 3, 1), (3, 40), (2, 3, N), (70,)])
-def test_a_tensor_survives_the_network_queue(shape: tuple[int, ...], packed: bool) -> None:
-    port = Port("x", shape, packed)
+def test_a_tensor_survives_the_network_queue(
+    shape: tuple[int, ...], halo: tuple[int, int, int, int], packed: bool
+) -> None:
+    port = Port("x", shape, packed, halo if len(shape) == 4 else (0, 0, 0, 0))
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     vectors = port.to_vectors(x, N)
     assert vectors.shape == (port.vectors(N), N)
@@ -238,9 +252,10 @@ def test_a_tensor_survives_the_network_queue(shape: tuple[int, ...], packed: boo
 
 
 def test_a_port_counts_vectors_by_pixels_or_by_images() -> None:
-    image = (1, 3, 230, 230)
-    assert Port("x", image).vectors(128) == 230 * 230
-    assert Port("x", image, packed=True).vectors(128) == 1240  # onnxruntime's brainslice tests, kInputSize
+    image, halo = (1, 3, 224, 224), (3, 3, 3, 3)
+    assert Port("x", image).vectors(128) == 224 * 224
+    assert Port("x", image, halo=halo).vectors(128) == 230 * 230
+    assert Port("x", image, True, halo).vectors(128) == 1240  # onnxruntime's brainslice tests, kInputSize
     assert Port("y", (1, 2048, 7, 7)).vectors(128) == Port("y", (1, 2048, 7, 7), packed=True).vectors(128) == 784
 
 
