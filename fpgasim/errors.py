@@ -9,6 +9,7 @@
     ├── ImageError      (also ValueError)   an image that cannot be read
     ├── PlacementError                      no plan satisfies the request
     ├── DeviceError     (also ValueError)   a device description, or work that does not fit on the device
+    ├── CompileError    (also ValueError)   a segment that no program of the device computes
     ├── ProgramError    (also ValueError)   an instruction program that is broken or that the engine cannot run
     └── DownloadError   (also OSError)      a file that could not be fetched whole
 
@@ -62,6 +63,10 @@ class DeviceError(FpgasimError, ValueError):
     pass
 
 
+class CompileError(FpgasimError, ValueError):
+    pass
+
+
 class ProgramError(FpgasimError, ValueError):
     pass
 
@@ -87,6 +92,7 @@ STATUS: dict[type[FpgasimError], Status] = {
     DeviceError: Status(10, "FAILED_PRECONDITION"),
     DownloadError: Status(11, "UNAVAILABLE"),
     ProgramError: Status(12, "INVALID_ARGUMENT"),
+    CompileError: Status(13, "FAILED_PRECONDITION"),
 }
 
 
