@@ -1,0 +1,248 @@
+"""Programs of random chains: every instruction, addressing mode and hazard, for cores without DRAM."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from fpgasim.errors import ProgramError
+from fpgasim.kernels import backend
+from fpgasim.kernels.contract import rows_operand
+from fpgasim.kernels.pointwise import round_to
+from fpgasim.npu import Device, Numbers
+from fpgasim.npu.chains import Chain, VectorChain, decode_chains, operand_addresses, read_addresses, written_addresses
+from fpgasim.npu.isa import (
+    EndChain,
+    Instruction,
+    Mem,
+    MvMul,
+    Operation,
+    Pointwise,
+    Read,
+    Register,
+    SWr,
+    VClip,
+    VPack,
+    VRd,
+    VRd2,
+    VRd3,
+    VRelu,
+    VSigm,
+    VTanh,
+    VUnroll,
+    VvAdd,
+    VvASubB,
+    VvBSubA,
+    VvMax,
+    VvMul,
+    VWr,
+    Write,
+    addsub_vrf,
+    encode,
+    float_bits,
+    multiply_vrf,
+)
+from fpgasim.npu.programs import Block, Port, Program
+
+
+class _Maker:
+    def __init__(self, device: Device, seed: int) -> None:
+        self.device, self.random = device, np.random.default_rng(seed)
+
+    def below(self, high: int, low: int = 0) -> int:
+        return int(self.random.integers(low, max(high, low + 1)))
+
+    def chance(self, share: float) -> bool:
+        return bool(self.random.random() < share)
+
+    def depth(self, mem: Mem) -> int:
+        d = self.device
+        return d.addsub_vrf if mem.is_addsub else d.multiply_vrf if mem.is_multiply else d.initial_vrf
+
+    def place(self, mem: Mem, vectors: int, elements: bool = False) -> dict[str, Any]:
+        """An access, often near the beginning of its memory, so that chains meet."""
+        scale = self.device.native_dim if elements else 1
+        address = self.below(min(self.depth(mem) * scale, 12 * scale) if self.chance(0.7) else self.depth(mem) * scale)
+        steps = [0, 1, vectors, vectors + 1, 2 * vectors]
+        return {
+            "mem": mem,
+            "address": address,
+            "step_x": int(self.random.choice(steps)) * (scale if self.chance(0.5) else 1),
+            "step_y": int(self.random.choice([*steps, 5])),
+        }
+
+    def files(self) -> list[Mem]:
+        units = range(self.device.mfus)
+        return [Mem.INITIAL_VRF] * 3 + [addsub_vrf(m) for m in units] + [multiply_vrf(m) for m in units]
+
+    def file(self) -> Mem:
+        return Mem(int(self.random.choice(self.files())))
+
+    def chain(self) -> list[Instruction]:
+        """One chain with its registers, or one that the device refuses."""
+        d, n = self.device, self.device.native_dim
+        values = {Register.ITERATIONS_X: self.below(5, 1), Register.ITERATIONS_Y: self.below(3, 1)}
+        if self.chance(0.1):
+            values[Register.ITERATIONS_X] = self.below(30, 5)
+        matrix = self.chance(0.55)
+        columns, kind = self.below(5, 1), self.below(5)
+        read: Read = VRd(Mem.NET_QUEUE) if kind == 0 else VRd(**self.place(self.file(), columns))
+        if kind in (2, 3, 4):
+            outer, middle, inner = self.below(3, 1), self.below(4, 1), self.below(4, 1)
+            values |= {Register.WINDOW_OUTER: outer, Register.WINDOW_MIDDLE: middle, Register.WINDOW_INNER: inner}
+            values |= {r: self.below(7) for r in (Register.PITCH_OUTER, Register.PITCH_MIDDLE, Register.PITCH_INNER)}
+            columns = outer * middle * inner
+            read = VRd3(**self.place(self.file(), columns))
+            if kind == 2:
+                columns = middle * inner
+                read = VRd2(**self.place(self.file(), columns))
+            if kind == 4:
+                values[Register.WINDOW_INNER] = inner = self.below(2 * n, 1)
+                values |= {Register.PITCH_MIDDLE: self.below(3 * n), Register.PITCH_OUTER: self.below(5 * n)}
+                values[Register.PITCH_INNER] = self.below(3, 1)
+                columns = -(-outer * middle * inner // n)
+                read = VUnroll(**self.place(self.file(), 1, elements=True))
+        values[Register.COLUMNS] = columns
+        rows = columns
+        body: list[Instruction] = [read]
+        if matrix:
+            rows = self.below(5, 1)
+            values |= {Register.ROWS: rows, Register.PIXELS: self.below(d.tiles + 1, 1)}
+            body.append(MvMul(self.below(d.mrf_tiles - rows * columns + 1)))
+        body += self.pointwise(rows, values)
+        body += self.writes(rows, values)
+        return [*(SWr(register, value) for register, value in values.items()), *body, EndChain()]
+
+    def pointwise(self, rows: int, values: dict[Register, int]) -> list[Pointwise]:
+        found: list[Pointwise] = []
+        for m in range(self.device.mfus):
+            units = [kind for kind in ("add", "multiply", "activation") if self.chance(0.4)]
+            self.random.shuffle(units)
+            for unit in units:
+                if unit == "add":
+                    kind = [VvAdd, VvASubB, VvBSubA, VvMax][self.below(4)]
+                    found.append(kind(**self.place(addsub_vrf(m), rows)))
+                elif unit == "multiply":
+                    found.append(VvMul(**self.place(multiply_vrf(m), rows)))
+                else:
+                    found.append([VRelu, VSigm, VTanh, VClip][self.below(4)]())
+        if any(isinstance(insn, VClip) for insn in found):
+            low, high = sorted(round_to(self.random.standard_normal(2) * 2, "fp16").tolist())
+            values |= {Register.CLIP_LOW: float_bits(low), Register.CLIP_HIGH: float_bits(high)}
+        return found
+
+    def writes(self, rows: int, values: dict[Register, int]) -> list[Write]:
+        found: list[Write] = []
+        if self.chance(0.2):
+            found.append(VWr(Mem.NET_QUEUE))
+        if self.chance(0.2):
+            values[Register.WIDTH] = self.below(rows * self.device.native_dim + 1, 1)
+            found.append(VPack(**self.place(self.file(), values[Register.WIDTH], elements=True)))
+        while not found or (len(found) < 5 and self.chance(0.4)):
+            found.append(VWr(**self.place(self.file(), rows)))
+        return found
+
+
+def random_program(device: Device, numbers: Numbers, chains: int, seed: int) -> tuple[Program, dict[str, Any]]:
+    """A program of about `chains` chains, every vector and tile of the device filled, and its feeds."""
+    maker, n = _Maker(device, seed), device.native_dim
+    rng = maker.random
+    blocks: list[Block] = []
+    taken = given = 0
+    while sum(len(b.words) for b in blocks) < 12 * chains:
+        words: list[int] = []
+        for _ in range(maker.below(6, 1)):
+            candidate = [encode(insn) for insn in maker.chain()]
+            try:
+                alone = decode_chains([*_fresh(), *candidate], device)[0][0]
+            except ProgramError:
+                continue
+            if not (_writes_once(alone, n) and _writes_in_place(alone, n)):
+                continue
+            words += _fresh() if maker.chance(0.1) or not words else []
+            try:
+                decode_chains([*words, *candidate], device)
+            except ProgramError:
+                words += _fresh()
+            words += candidate
+        repeat = maker.below(4, 2) if maker.chance(0.2) else 1
+        if words:
+            blocks.append(Block(tuple(words), repeat))
+            for chain in decode_chains(words, device)[0]:
+                assert isinstance(chain, VectorChain)
+                taken, given = taken + repeat * chain.taken, given + repeat * chain.given
+    scales = 2.0 ** rng.integers(-3, 3, (device.mrf_tiles, 1, n))
+    matrix = (rng.standard_normal((device.mrf_tiles, n, n)) * scales / n).astype(np.float32)
+    codes, exponents = backend("reference").quantize(matrix.reshape(-1, n), numbers.format, "even", 0)
+    operand = rows_operand(codes, exponents, numbers.format, n)
+    assert operand.exponents is not None
+    tiles = dataclasses.replace(
+        operand,
+        mantissas=operand.mantissas.reshape(device.mrf_tiles, n, n),
+        exponents=operand.exponents.reshape(device.mrf_tiles, n, -1),
+    )
+
+    def vectors(count: int) -> Any:
+        values = rng.standard_normal((count, n)) * 2.0 ** rng.integers(-8, 4, (count, 1))
+        values[rng.random((count, n)) < 0.1] = 0.0
+        values[rng.random((count, n)) < 0.02] = -0.0
+        odd = rng.random((count, n)) < 0.004
+        values[odd] = rng.choice([np.nan, 65504.0, -65504.0, 2.0**-24, -(2.0**-15)], odd.sum())
+        return round_to(values.astype(np.float32), "fp16")
+
+    program = Program(
+        f"random {seed}",
+        device,
+        numbers,
+        tuple(blocks),
+        vectors={mem: vectors(maker.depth(mem)) for mem in dict.fromkeys(maker.files())},
+        tiles={Mem.MATRIX_RF: tiles},
+        inputs=(Port("x", (taken, n)),) if taken else (),
+        outputs=(Port("y", (given, n)),) if given else (),
+    )
+    return program, {"x": vectors(taken)} if taken else {}
+
+
+def _writes_once(chain: Chain, native_dim: int) -> bool:
+    """Whether no element is written by two iterations or two instructions of the chain, whose order is not defined."""
+    assert isinstance(chain, VectorChain)
+    elements: dict[Mem, list[np.ndarray]] = {}
+    for write in chain.writes:
+        addresses = written_addresses(chain, write).reshape(-1, 1)
+        if not isinstance(write, VPack):
+            addresses = addresses * native_dim + np.arange(native_dim)
+        if write.mem != Mem.NET_QUEUE:
+            elements.setdefault(write.mem, []).append(addresses.reshape(-1))
+    return all(len(np.unique(all_ := np.concatenate(found))) == len(all_) for found in elements.values())
+
+
+def _writes_in_place(chain: Chain, native_dim: int) -> bool:
+    """Whether what the chain writes is nothing that it reads, but for its i-th vector over the i-th that it reads."""
+    assert isinstance(chain, VectorChain)
+    reads = [(chain.read, read_addresses(chain))]
+    reads += [(op.insn, operand_addresses(chain, op.insn)) for op in chain.ops if isinstance(op.insn, Operation)]
+    for write in chain.writes:
+        for read, taken in reads:
+            if read.mem != write.mem or read.mem == Mem.NET_QUEUE:
+                continue
+            vectors = [
+                (addresses // native_dim if isinstance(access, VPack | VUnroll) else addresses).reshape(-1)
+                for access, addresses in ((write, written_addresses(chain, write)), (read, taken))
+            ]
+            both, targets, sources = np.intersect1d(*vectors, return_indices=True)
+            same_kind = not isinstance(write, VPack) and not isinstance(read, VUnroll)
+            if len(both) and not (same_kind and np.array_equal(targets, sources)):
+                return False
+            if len(both) and read is chain.read and chain.tiles is not None:
+                return False
+            if len(both) and len(np.unique(vectors[1])) < len(vectors[1]):
+                return False
+    return True
+
+
+def _fresh() -> list[int]:
+    """Registers that a block must set, because its turns would differ without."""
+    registers = (r for r in Register if r not in (Register.CLIP_LOW, Register.CLIP_HIGH))
+    return [encode(SWr(register, 1)) for register in registers]
