@@ -18,6 +18,8 @@ EVEN, NEAREST, FLOOR, STOCHASTIC = range(len(ROUNDINGS))
 CHUNK = vectors.CHUNK
 #: The bits of the smallest normal float32 and of infinity.
 NORMAL, INFINITE = 0x00800000, 0x7F800000
+#: No exponent.
+ELSEWHERE = -1000
 
 
 def form_of(fmt: BlockFormat) -> tuple[int, ...]:
@@ -103,38 +105,52 @@ def _encode_one_by_one(source, count, form, rounding, seed, index, bias, target)
 
 
 @numba.njit(forceinline=True)
+def power_of_two(e):
+    """2^e as float32, a normal number: faster than a look into POWERS."""
+    return np.int32((e + 127) << 23).view(np.float32)
+
+
+@numba.njit(forceinline=True)
+def _encode_chunks(source, count, block, form, bias, target):
+    """As `encode_block`, if the block is whole chunks and rounded to even; ELSEWHERE if it cannot be done so."""
+    _, mantissa_bits, element_exponent_bits, emin, _, max_code, _, _, _ = form
+    largest = np.int32(0)
+    for i in range(0, block, CHUNK):
+        largest = max(largest, vectors.largest(source + 4 * i, count - i))
+    s = _shared_exponent(max((largest >> 23) - 127, -126), form)
+    # A product with a float32 scale is exact, or so small that it rounds to zero: if the scale is a normal number.
+    power = (0 if element_exponent_bits else mantissa_bits - 1) - s
+    if largest == 0:
+        power = 0
+    elif largest < NORMAL or largest >= INFINITE or s == NAN_EXPONENT or power < -126 or power > 127:
+        return ELSEWHERE
+    scale = power_of_two(power)
+    if element_exponent_bits == 0:
+        for i in range(0, block, CHUNK):
+            vectors.encode_integers(source + 4 * i, count - i, scale, max_code, bias, target, i)
+        return s
+    drop, sign = 23 - mantissa_bits, mantissa_bits + element_exponent_bits
+    smallest, magic, offset = power_of_two(emin), power_of_two(emin + drop), (126 + emin) << mantissa_bits
+    for i in range(0, block, CHUNK):
+        vectors.encode_floats(
+            source + 4 * i, count - i, scale, drop, smallest, magic, offset, max_code, sign, target, i
+        )  # fmt: skip
+    return s
+
+
+@numba.njit(forceinline=True)
 def encode_block(source, count, form, rounding, seed, index, bias, target):
     """Writes the codes of a block, `count` numbers at `source`, each plus `bias`, to `target`; returns its exponent.
 
     `bias` has the type of the codes, `form` is what `form_of` returns, and `index` is the position of the first
     number in the tensor. Addresses, since counting the references of an array here would take longer than a block.
     """
-    block, mantissa_bits, element_exponent_bits, emin, _, max_code, _, _, _ = form
-    largest = np.int32(0)
-    if rounding == EVEN and block % CHUNK == 0:
-        for i in range(0, count, CHUNK):
-            largest = max(largest, vectors.largest(source + 4 * i, count - i))
-        e = max((largest >> 23) - 127, -126)
-        s = _shared_exponent(e, form)
-        # A product with a float32 scale is exact, or so small that it rounds to zero: if the scale is a normal number.
-        power = (0 if element_exponent_bits else mantissa_bits - 1) - s
-        if largest == 0:
-            power = 0
-        if (largest == 0 or largest >= NORMAL) and largest < INFINITE and s != NAN_EXPONENT and -126 <= power <= 127:
-            scale = np.float32(POWERS[ZERO + power])
-            if element_exponent_bits == 0:
-                for i in range(0, block, CHUNK):
-                    vectors.encode_integers(source + 4 * i, count - i, scale, np.float32(max_code), bias, target, i)
-            else:
-                drop = 23 - mantissa_bits
-                smallest, magic = np.float32(POWERS[ZERO + emin]), np.float32(POWERS[ZERO + emin + drop])
-                offset, sign = (126 + emin) << mantissa_bits, mantissa_bits + element_exponent_bits
-                for i in range(0, block, CHUNK):
-                    vectors.encode_floats(
-                        source + 4 * i, count - i, scale, drop, smallest, magic, offset, max_code, sign, target, i
-                    )
-            return s
-    return _encode_one_by_one(source, count, form, rounding, seed, index, bias, target)
+    block, s = form[0], ELSEWHERE
+    if rounding == EVEN and block == CHUNK:  # the usual size, without loops
+        s = _encode_chunks(source, count, CHUNK, form, bias, target)
+    elif rounding == EVEN and block % CHUNK == 0:
+        s = _encode_chunks(source, count, block, form, bias, target)
+    return _encode_one_by_one(source, count, form, rounding, seed, index, bias, target) if s == ELSEWHERE else s
 
 
 @numba.njit(nogil=True)

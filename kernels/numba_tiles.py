@@ -11,8 +11,7 @@ import numba
 import numpy as np
 
 from fpgasim.kernels import numba_vectors as vectors
-from fpgasim.kernels.numba_quantize import CHUNK, EVEN, encode_block
-from fpgasim.kernels.numba_sums import POWERS, ZERO
+from fpgasim.kernels.numba_quantize import CHUNK, EVEN, encode_block, power_of_two
 from fpgasim.kernels.numba_vectors import Dot
 from fpgasim.numerics import NAN_EXPONENT
 
@@ -54,7 +53,7 @@ def fill(x, exponents, like, form, fraction_bits, sources, words, bias, word, im
             if e == NAN_EXPONENT:
                 nan = True
             elif low <= power <= high or _differs(to, words, word):  # a block of zeros does not count
-                low, high, scale = min(low, power), max(high, power), np.float32(POWERS[ZERO + power])
+                low, high, scale = min(low, power), max(high, power), power_of_two(power)
             vectors.put(scale, to + 4 * words)
     return low, high, nan
 

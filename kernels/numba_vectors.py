@@ -119,8 +119,8 @@ class _Emitter:
         return self.call(f"llvm.fma.v{a.type.count}f{width}", a.type, a, b, c)
 
     def clamp(self, v: Any, low: Any, high: Any) -> Any:
-        v = self.builder.select(self.builder.fcmp_ordered(">", v, high), high, v)
-        return self.builder.select(self.builder.fcmp_ordered("<", v, low), low, v)
+        v = self.builder.select(self.builder.icmp_signed(">", v, high), high, v)
+        return self.builder.select(self.builder.icmp_signed("<", v, low), low, v)
 
 
 def _all(value: float, kind: Any) -> Any:
@@ -198,14 +198,15 @@ def encode_integers(typing, source, count, scale, high, bias, target, at):
     def emit(context, builder, signature, args):
         e = _Emitter(builder)
         source, count, scale, high, bias, target, at = args
-        high = e.splat(high, CHUNK)
         v = builder.fmul(e.floats(source, count), e.splat(scale, CHUNK))
-        v = builder.fadd(e.clamp(v, builder.fneg(high), high), _all(MAGIC, _FLOATS))
-        codes = builder.trunc(builder.bitcast(v, _WORDS), ir.VectorType(bias.type, CHUNK))  # MAGIC's low half is zero
+        v = builder.bitcast(builder.fadd(v, _all(MAGIC, _FLOATS)), _WORDS)
+        magic = _I32(MAGIC_BITS)  # its low half is zero
+        v = e.clamp(v, e.splat(builder.sub(magic, high), CHUNK), e.splat(builder.add(magic, high), CHUNK))
+        codes = builder.trunc(v, ir.VectorType(bias.type, CHUNK))
         e.store(builder.add(codes, e.splat(bias, CHUNK)), e.element(target, at, bias.type))
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, types.float32, types.float32, bias, types.int64, types.int64), emit
+    return types.void(types.int64, types.int64, types.float32, types.int32, bias, types.int64, types.int64), emit
 
 
 @intrinsic
