@@ -48,6 +48,7 @@ from fpgasim.npu.isa import (
     VvBSubA,
     VvMax,
     VvMul,
+    Write,
     encode,
 )
 from fpgasim.npu.programs import Program
@@ -280,8 +281,8 @@ class _Run:
         chain = self.chain
         sources = read_addresses(chain) if chain.read.mem != Mem.NET_QUEUE else None
         operands = {op: operand_addresses(chain, op.insn) for op in chain.ops if isinstance(op.insn, Operation)}
-        targets = [(write, written_addresses(chain, write)) for write in chain.writes if write.mem != Mem.NET_QUEUE]
-        sent = len(chain.writes) - len(targets)
+        targets = {write: written_addresses(chain, write) for write in chain.writes if write.mem != Mem.NET_QUEUE}
+        sent = sum(write.mem == Mem.NET_QUEUE for write in chain.writes)
         self._check(sources, operands)
         steps_of = self._steps(operands)
         saturated = 0
@@ -292,18 +293,32 @@ class _Run:
             saturated += self.kernels.chain(
                 made, steps, {len(steps) - 1: result}, self.numbers.pointwise, unrounded, self.threads
             )
-            vectors = result.reshape(len(result), chain.rows, self.n)
-            for write, addresses in targets:
-                memory = self.state.memory(write.mem, self.n)
-                if isinstance(write, VPack):
-                    memory.write_elements(addresses[piece], result[:, : chain.width])
-                else:
-                    memory.write(addresses[piece], vectors)
+            for mem in dict.fromkeys(write.mem for write in targets):
+                self._write(mem, result, {w: at[piece] for w, at in targets.items() if w.mem == mem})
             if sent:
-                self.state.given.append(np.repeat(vectors[:, None], sent, axis=1).reshape(-1, self.n))
+                self.state.given.append(np.repeat(result[:, None], sent, axis=1).reshape(-1, self.n))
         if saturated:
             key = (self.block, chain.at)
             self.state.saturated[key] = self.state.saturated.get(key, 0) + saturated
+
+    def _write(self, mem: Mem, made: Float32Array, targets: Mapping[Write, Addresses]) -> None:
+        """`made` (positions, rows·N) into `mem`, one iteration after another."""
+        memory = self.state.memory(mem, self.n)
+        if len(targets) == 1:
+            ((write, addresses),) = targets.items()
+            if isinstance(write, VPack):
+                memory.write_elements(addresses, made[:, : self.chain.width])
+            else:
+                memory.write(addresses, made.reshape(*addresses.shape, self.n))
+            return
+        elements, values = [], []
+        for write, addresses in targets.items():
+            if isinstance(write, VPack):
+                elements.append(addresses)
+            else:
+                elements.append((addresses[..., None] * self.n + np.arange(self.n)).reshape(made.shape))
+            values.append(made[:, : elements[-1].shape[1]])
+        memory.write_elements(np.concatenate(elements, axis=1), np.concatenate(values, axis=1))
 
     def _pieces(self) -> Iterator[slice]:
         """The iterations, as many at a time as `PIECE` elements allow."""

@@ -388,6 +388,13 @@ def test_the_last_iteration_that_writes_to_an_address_stays() -> None:
     ) == [6]
 
 
+def test_two_writes_to_a_memory_take_turns_within_an_iteration() -> None:
+    both = chain(VRd(VRF, 3, 1), VWr(ADD, 1), VWr(ADD, 0, 1), iterations_x=3)
+    assert firsts(moved(*both, *chain(VRd(ADD), VWr(NET), columns=3), outputs=3)) == [3, 5, 5]
+    packed = chain(VRd(VRF, 3, 1), VPack(ADD, N), VWr(ADD, 0, 1), iterations_x=3, width=N)
+    assert firsts(moved(*packed, *chain(VRd(ADD), VWr(NET), columns=3), outputs=3)) == [3, 5, 5]
+
+
 def test_an_iteration_may_read_what_a_later_one_writes_and_what_it_writes_itself() -> None:
     down = chain(VRd(VRF, 1, 1), VWr(VRF, 0, 1), iterations_x=5)
     assert firsts(moved(*down, *chain(VRd(VRF, 0), VWr(NET), columns=6), outputs=6)) == [1, 2, 3, 4, 5, 5]
