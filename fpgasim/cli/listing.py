@@ -41,7 +41,7 @@ def devices(name: str | None, json_: bool) -> None:
                     d.native_dim,
                     d.lanes,
                     d.tiles,
-                    count(d.mrf_tiles * d.native_dim**2),
+                    count(d.weights_on_chip),
                     scaled(d.clock_hz, "Hz"),
                     scaled(d.peak_flops, "FLOPS"),
                     f"{len(d.assumed)} values",

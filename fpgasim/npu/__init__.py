@@ -1,10 +1,11 @@
 """The engine: devices and layers, instruction programs, what these compute, and how many cycles they take."""
 
 from fpgasim.npu.assembly import assemble, disassemble
-from fpgasim.npu.device import DEVICES, Device, DeviceRow, device_rows, get_device
+from fpgasim.npu.device import Device
 from fpgasim.npu.interpreter import State, execute, initial_state
 from fpgasim.npu.layers import Layer, Stage
 from fpgasim.npu.numbers import Numbers, resolve_numbers
+from fpgasim.npu.presets import DEVICES, DeviceRow, device_rows, get_device
 from fpgasim.npu.programs import Block, Port, Program
 from fpgasim.npu.simulation import ProgramTiming, simulate
 from fpgasim.npu.systolic import systolic_cycles

@@ -1,4 +1,4 @@
-"""`Device`: what an engine is made of, as a value, and the presets.
+"""`Device`: what an engine is made of, as a value. The presets are in `presets.py`.
 
 A matrix-vector engine (Fowers et al., ISCA 2018, IV–V) has T tile engines of N dot-product engines with L lanes each:
 one native N×N matrix times one vector takes N/L cycles of one tile engine. Behind it, MFUs with three function units
@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, get_args
 
 from fpgasim.errors import DeviceError, UnknownNameError
 from fpgasim.kernels.contract import Accumulator, Order, Pointwise, get_accumulator, get_order, get_pointwise
 from fpgasim.npu.systolic import DATAFLOWS, Dataflow
 from fpgasim.numerics import WHOLE, BlockFormat, get_format
 
-Engine = Literal["matvec", "systolic"]
+Engine = Literal["matvec", "systolic", "overlay"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 Hazard = Literal["in_order", "data"]
 HAZARDS: tuple[Hazard, ...] = get_args(Hazard)
 
 
-def _is(unit: str, meaning: str, engine: Engine | None = None) -> dict[str, str | None]:
-    return {"unit": unit, "meaning": meaning, "engine": engine}
+def _is(unit: str, meaning: str, *engines: Engine) -> dict[str, Any]:
+    """What a field is; `engines` are those that have it, none for all."""
+    return {"unit": unit, "meaning": meaning, "engines": engines or ENGINES}
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,18 @@ class Device:
     name: str
     native_dim: int = field(metadata=_is("elements", "N, side of a native matrix tile and length of a vector"))
     lanes: int = field(
-        metadata=_is("per dot-product engine", "L, multipliers of one dot-product engine; divides N", "matvec")
+        metadata=_is(
+            "per dot-product engine", "L, multipliers of one dot-product engine; divides N", "matvec", "overlay"
+        )
     )
-    tiles: int = field(metadata=_is("tile engines", "T, tile engines that work at once", "matvec"))
-    mrf_tiles: int = field(metadata=_is("native tiles", "matrix register file, all tile engines together", "matvec"))
+    tiles: int = field(metadata=_is("tile engines", "T, tile engines that work at once", "matvec", "overlay"))
+    mrf_tiles: int = field(
+        metadata=_is("native tiles", "matrix register file, all tile engines together", "matvec", "overlay")
+    )
     mfus: int = field(metadata=_is("units", "multifunction units behind the matrix unit"))
     clock_hz: int = field(metadata=_is("Hz", "clock of the engine"))
     mvm_latency: int = field(
-        metadata=_is("cycles", "from the read of a vector to its product leaving the matrix unit", "matvec")
+        metadata=_is("cycles", "from the read of a vector to its product leaving the matrix unit", "matvec", "overlay")
     )
     mfu_latency: int = field(default=9, metadata=_is("cycles", "through one multifunction unit"))
     dispatch_cycles: int = field(
@@ -75,12 +79,23 @@ class Device:
     pcie_latency_s: float = field(default=5e-6, metadata=_is("s", "start of a transfer"))
     launch_s: float = field(default=20e-6, metadata=_is("s", "start of a segment"))
     cpu_call_s: float = field(default=1e-4, metadata=_is("s", "start of a CPU piece"))
-    engine: Engine = field(default="matvec", metadata=_is("", "matvec: tile engines; systolic: an array of cells"))
+    engine: Engine = field(
+        default="matvec",
+        metadata=_is("", "matvec: tile engines; systolic: an array of cells; overlay: weights on chip"),
+    )
     array_rows: int = field(default=1, metadata=_is("cells", "R, rows of the array; it has N columns", "systolic"))
     dataflow: Dataflow = field(default="ws", metadata=_is("", "what lies still: os, ws or is", "systolic"))
     input_sram_bytes: int = field(default=1 << 20, metadata=_is("bytes", "memory of inputs, both halves", "systolic"))
     weight_sram_bytes: int = field(default=1 << 20, metadata=_is("bytes", "memory of weights, both halves", "systolic"))
     output_sram_bytes: int = field(default=1 << 20, metadata=_is("bytes", "memory of sums, both halves", "systolic"))
+    cores: int = field(default=1, metadata=_is("cores", "in lockstep, each with its own vectors", "overlay"))
+    interleave: int = field(default=1, metadata=_is("vectors", "that share each weight read", "overlay"))
+    pass_rows: int = field(
+        default=1, metadata=_is("rows", "of output vectors that a pass over the inputs makes", "overlay")
+    )
+    external_latency: int = field(default=11, metadata=_is("cycles", "from the external file to the MFUs", "overlay"))
+    loader_latency: int = field(default=5, metadata=_is("cycles", "from the last unit to a register file", "overlay"))
+    start_cycles: int = field(default=0, metadata=_is("cycles", "from the start to the first load", "overlay"))
     accumulator: Accumulator = field(default="exact", metadata=_is("", "how the terms of a dot product add up"))
     order: Order = field(default="khwc", metadata=_is("", "order in which they do"))
     pointwise: Pointwise = field(default="fp16", metadata=_is("", "type of the values between layers"))
@@ -89,9 +104,24 @@ class Device:
     def __post_init__(self) -> None:
         for name in ("native_dim", "lanes", "tiles", "mrf_tiles", "mfus", "clock_hz", "dram_burst_bytes"):
             self._whole(name, 1)
-        for name in ("instruction_cycles", "queue_chains", "in_flight", "array_rows"):
+        for name in (
+            "instruction_cycles",
+            "queue_chains",
+            "in_flight",
+            "array_rows",
+            "cores",
+            "interleave",
+            "pass_rows",
+        ):
             self._whole(name, 1)
-        for name in ("mvm_latency", "mfu_latency", "dispatch_cycles"):
+        for name in (
+            "mvm_latency",
+            "mfu_latency",
+            "dispatch_cycles",
+            "external_latency",
+            "loader_latency",
+            "start_cycles",
+        ):
             self._whole(name, 0)
         for name in ("initial_vrf", "addsub_vrf", "multiply_vrf"):
             self._whole(name, 0)
@@ -114,7 +144,7 @@ class Device:
             if value not in known:
                 raise UnknownNameError(kind, value, known)
         get_accumulator(self.accumulator), get_order(self.order), get_pointwise(self.pointwise)
-        unknown = self.assumed - {f.name for f in _described()}
+        unknown = self.assumed - {f.name for f in described()}
         if unknown:
             self._refuse("assumed", f"names of fields, unlike {min(unknown)!r}")
 
@@ -134,12 +164,28 @@ class Device:
     @property
     def cycles_per_mvm(self) -> int:
         """Cycles of a native matrix times a vector on one tile engine: N/L; of an array for a row of results: 1."""
-        return self.native_dim // self.lanes if self.engine == "matvec" else 1
+        return 1 if self.engine == "systolic" else self.native_dim // self.lanes
 
     @property
     def macs_per_cycle(self) -> int:
-        """Multiply-accumulates in a cycle: T·N·L of the tile engines, R·N of an array."""
-        return self.native_dim * (self.tiles * self.lanes if self.engine == "matvec" else self.array_rows)
+        """Multiply-accumulates in a cycle: T·N·L of the tile engines (for each vector at once), R·N of an array."""
+        if self.engine == "systolic":
+            return self.native_dim * self.array_rows
+        return self.native_dim * self.tiles * self.lanes * self.interleave * self.cores
+
+    @property
+    def weights_on_chip(self) -> int:
+        """Elements of matrices that the chip holds: whole tiles, of an array what its weight memory holds in bytes."""
+        if self.engine == "systolic":
+            return self.weight_sram_bytes
+        return (
+            self.mrf_tiles * self.native_dim * (self.native_dim if self.engine == "matvec" else self.tiles * self.lanes)
+        )
+
+    @property
+    def batch(self) -> int:
+        """Vectors that the engine works on at once: its native batch."""
+        return self.interleave * self.cores
 
     @property
     def peak_flops(self) -> int:
@@ -167,107 +213,7 @@ class Device:
         return fmt
 
 
-def _described() -> list[dataclasses.Field[Any]]:
-    """The fields with a unit: all but `name` and `assumed`."""
-    return [f for f in dataclasses.fields(Device) if f.metadata]
-
-
-#: Where a preset's value was published; fields that are not here are assumed.
-_PUBLISHED = {
-    **dict.fromkeys(("native_dim", "lanes", "tiles", "mrf_tiles", "mfus", "clock_hz"), "ISCA 2018, Table III"),
-    "pointwise": "ISCA 2018, IV",
-    "engine": "ISCA 2018, IV",
-}
-
-
-def _brainwave(name: str, native_dim: int, lanes: int, tiles: int, mrf_tiles: int, mhz: int) -> Device:
-    """A preset of Fowers et al., ISCA 2018, Table III; what the table leaves out is in docs/devices.md.
-
-    The matrix unit's stages are those of Intel's open NPU (github.com/intel/fpga-npu, simulator/inc/defines.h):
-    register read 1, way to the engines 8, multiply 2, adder tree 1 a level, accumulate 4, reduction log2 T + 5,
-    register write 1.
-    """
-    return Device(
-        name,
-        native_dim,
-        lanes,
-        tiles,
-        mrf_tiles,
-        mfus=2,
-        clock_hz=mhz * 1_000_000,
-        mvm_latency=21 + (lanes - 1).bit_length() + (tiles - 1).bit_length(),
-        assumed=frozenset(f.name for f in _described()) - _PUBLISHED.keys(),
-    )
-
-
-_SYSTOLIC = re.compile(rf"systolic_(\d{{1,4}})x(\d{{1,4}})_({'|'.join(DATAFLOWS)})")
-
-
-def _systolic(name: str, rows: int, cols: int, dataflow: Dataflow) -> Device:
-    """An array by its key. Only what the key says is given: the clock, the memories and the latencies are assumed."""
-    given = {"native_dim", "engine", "array_rows", "dataflow"}
-    return Device(
-        name,
-        native_dim=cols,
-        lanes=1,
-        tiles=1,
-        mrf_tiles=1,
-        mfus=2,
-        clock_hz=300_000_000,
-        mvm_latency=0,
-        engine="systolic",
-        array_rows=rows,
-        dataflow=dataflow,
-        assumed=frozenset(f.name for f in _described() if f.metadata["engine"] != "matvec") - given,
-    )
-
-
-#: Every device with a name but the arrays, which are `systolic_RxC_(os|ws|is)`. A new one is one line here.
-DEVICES: dict[str, Device] = {
-    d.name: d
-    for d in (
-        _brainwave("bw_s5", native_dim=100, lanes=10, tiles=6, mrf_tiles=306, mhz=200),
-        _brainwave("bw_a10", native_dim=128, lanes=16, tiles=8, mrf_tiles=512, mhz=300),
-        _brainwave("bw_s10", native_dim=400, lanes=40, tiles=6, mrf_tiles=306, mhz=250),
-    )
-}
-
-
-def get_device(device: str | Device) -> Device:
-    """The device called `device`, or `device` itself when it already is one.
-
-    `systolic_32x16_ws` is an array of 32 rows and 16 columns. Raises UnknownNameError for a name that is not among
-    `DEVICES` and no such array, DeviceError for an array without cells.
-    """
-    if isinstance(device, Device):
-        return device
-    array = _SYSTOLIC.fullmatch(device) if isinstance(device, str) else None
-    if array:
-        return _systolic(array[0], int(array[1]), int(array[2]), cast(Dataflow, array[3]))
-    if not isinstance(device, str) or device not in DEVICES:
-        raise UnknownNameError("device", device, (*DEVICES, "systolic_RxC_(os|ws|is)"))
-    return DEVICES[device]
-
-
-class DeviceRow(NamedTuple):
-    """One field of a device for printing: `source` is where it was published, "assumed", or "given" by the user."""
-
-    field: str
-    value: int | float | str
-    unit: str
-    source: str
-    meaning: str
-
-
-def device_rows(device: str | Device) -> list[DeviceRow]:
-    """Every field of `device` in order, with its unit and whether it is published, assumed or given."""
-    d = get_device(device)
-    rows = []
-    for f in _described():
-        if f.metadata["engine"] not in (None, d.engine):
-            continue
-        value, preset = getattr(d, f.name), DEVICES.get(d.name)
-        published = f.name in _PUBLISHED and preset is not None and getattr(preset, f.name) == value
-        source = "assumed" if f.name in d.assumed else _PUBLISHED[f.name] if published else "given"
-        rows.append(DeviceRow(f.name, value, f.metadata["unit"], source, f.metadata["meaning"]))
-    return rows
+def described(engine: Engine | None = None) -> list[dataclasses.Field[Any]]:
+    """The fields with a unit (all but `name` and `assumed`), or those of them that `engine` has."""
+    fields = [f for f in dataclasses.fields(Device) if f.metadata]
+    return [f for f in fields if engine is None or engine in f.metadata["engines"]]

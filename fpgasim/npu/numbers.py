@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from fpgasim.errors import InputError
 from fpgasim.kernels.contract import Accumulator, Order, Pointwise, get_accumulator, get_order, get_pointwise
-from fpgasim.npu.device import Device, get_device
+from fpgasim.npu.device import Device
+from fpgasim.npu.presets import get_device
 from fpgasim.numerics import BlockFormat
 
 

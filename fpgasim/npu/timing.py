@@ -14,10 +14,11 @@ from fractions import Fraction
 from itertools import accumulate
 
 from fpgasim.kernels.contract import Pointwise
-from fpgasim.npu.device import Device, get_device
+from fpgasim.npu.device import Device
 from fpgasim.npu.layers import Layer, Shape
 from fpgasim.npu.mapping import HEAD_UNITS, Mapping, best_mapping, engines_of_a_sum, mfus_of, taps_of, tile_rows
 from fpgasim.npu.numbers import Numbers
+from fpgasim.npu.presets import get_device
 from fpgasim.npu.systolic import Array, array_timing
 
 POINTWISE_BYTES: dict[Pointwise, int] = {"fp16": 2, "bf16": 2, "fp32": 4}

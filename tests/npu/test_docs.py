@@ -12,8 +12,10 @@ def printed(value: int | float | str) -> str:
 
 
 def table() -> str:
-    columns = [device_rows(device) for device in DEVICES.values()]
-    lines = [f"| field | {' | '.join(DEVICES)} | unit | source | meaning |", "|---" * (len(columns) + 4) + "|"]
+    brainwave = [device for device in DEVICES.values() if device.name in ("bw_s5", "bw_a10", "bw_s10")]
+    columns = [device_rows(device) for device in brainwave]
+    names = " | ".join(device.name for device in brainwave)
+    lines = [f"| field | {names} | unit | source | meaning |", "|---" * (len(columns) + 4) + "|"]
     for rows in zip(*columns, strict=True):
         (source,) = {row.source for row in rows}
         values = " | ".join(printed(row.value) for row in rows)

@@ -1,0 +1,133 @@
+"""Cycles of the overlay engine: Intel's open NPU and its kin, which keep the weights of dense and recurrent layers.
+
+Boutros et al., "Beyond Peak Performance", FPT 2020; Nurvitadhi et al., FCCM 2019; github.com/intel/fpga-npu. The
+micro-architecture and what is assumed of it stand in docs/microarchitecture.md, section 6. A very long instruction word
+drives five units in order: the matrix unit, an external register file, two multifunction units and the loader. Weights
+stay on the chip; `interleave` vectors share each weight that is read, and `cores` work in lockstep.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fpgasim.npu.device import Device
+
+#: Cycles from a write to the comparison of its tag, and through a queue before or behind a unit (show-ahead, with an
+#: output register), as the register transfer code of github.com/intel/fpga-npu has them.
+_TAG = _QUEUE = 2
+
+
+@dataclass(frozen=True)
+class OverlayTiming:
+    """What a batch costs, from the first fetch to the last write, the load of its inputs included.
+
+    `losses` says where every cycle went and adds up to `cycles`; its names are those of `simulation.CYCLES`.
+    `utilization` is macs of the whole batch over what the engine could do in `cycles`.
+    """
+
+    cycles: int
+    seconds: float
+    utilization: float
+    macs: int
+    losses: dict[str, int]
+
+
+class Overlay:
+    """The engine between two chains. Vectors go by name; a chain adds its cycles to those before it."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        d = device
+        self.group = d.interleave
+        #: Words of a pass: as many rows as vectors are needed to fill the operand registers of a dot product.
+        self.chunk = d.pass_rows
+        self.mvm_free = self.loader_free = d.start_cycles
+        self.ready: dict[str, int] = {}
+        self.end = 0
+        self.macs = 0
+        self.tally: Counter[str] = Counter({"fetch": d.start_cycles})
+
+    def inputs(self, length: int) -> int:
+        """Passes over the tile engines that an input of `length` takes: ⌈length / (T·L)⌉."""
+        return -(-length // (self.device.tiles * self.device.lanes))
+
+    def load(self, name: str, length: int) -> None:
+        """Takes the vectors `name` from the input queue, one word of L elements in a cycle, padded to T·L."""
+        self._take(name, self.group * self.device.tiles * self.inputs(length))
+
+    def load_external(self, name: str, length: int) -> None:
+        """The same into the external file, padded to N."""
+        self._take(name, self.group * -(-length // self.device.native_dim))
+
+    def _take(self, name: str, words: int) -> None:
+        self.loader_free += words
+        self.ready[name] = self.loader_free
+        if self.end == 0:
+            self.tally["port"] += words
+
+    def constant(self, name: str) -> None:
+        """Vectors that are there from the start."""
+        self.ready[name] = 0
+
+    def product(
+        self, source: str, length: int, outputs: int, targets: Sequence[str], operands: Sequence[str] = ()
+    ) -> None:
+        """`targets` become the matrix (outputs × length) times `source`, with `operands` from the register files."""
+        d = self.device
+        passes, rows = self.inputs(length), -(-outputs // d.native_dim)
+        begin = max(self.mvm_free, self.ready[source])
+        waited = self.ready[source] > self.mvm_free
+        done = stream = begin
+        for count in _chunks(rows, self.chunk):  # a chunk's results come together, then one vector in a cycle
+            done += count * passes
+            stream = max(stream, done) + self.group * count
+        self.mvm_free = done
+        self.macs += length * outputs
+        self._write(stream + d.mvm_latency, rows, targets, operands, rows * passes, waited)
+
+    def pointwise(self, source: str, length: int, targets: Sequence[str], operands: Sequence[str] = ()) -> None:
+        """`targets` become what the multifunction units make of `source` from the external file and `operands`."""
+        rows = -(-length // self.device.native_dim)
+        stream = self.ready[source] + self.device.external_latency + self.group * rows
+        self._write(stream, rows, targets, operands, 0, waited=True)
+
+    def _write(
+        self, stream: int, rows: int, targets: Sequence[str], operands: Sequence[str], busy: int, waited: bool
+    ) -> None:
+        """The loader writes the results, one vector in a cycle, in order, not before their operands have come.
+
+        `stream` is when the last vector comes from the matrix unit or the external file.
+        """
+        d, words = self.device, self.group * rows
+        through = _TAG + d.mfus * (d.mfu_latency + 2 * _QUEUE) + d.loader_latency
+        arrival = max([stream, *(self.ready[name] + words for name in operands)])
+        end = max(arrival + through, self.loader_free + words)
+        gap = end - max(self.end, d.start_cycles)
+        if self.end == 0:
+            gap = end - self.loader_free  # the load of the first inputs has its name already
+        named = {"busy": busy, "port": min(words, max(0, gap - busy))}
+        rest = max(0, gap - named["busy"] - named["port"])
+        for name, count in named.items():
+            self.tally[name] += min(count, gap)
+        self.tally["fill" if not self.end else "dependency" if waited else "unit"] += rest
+        self.loader_free = self.end = end
+        for name in targets:
+            self.ready[name] = end
+
+    def timing(self) -> OverlayTiming:
+        """What all chains so far cost."""
+        d, tally = self.device, self.tally
+        macs = self.macs * d.interleave * d.cores
+        useful = min(tally["busy"], -(-macs // d.macs_per_cycle))
+        losses = {"useful": useful, "padding": tally["busy"] - useful}
+        losses |= {name: tally[name] for name in ("fetch", "fill", "port", "dependency", "unit")}
+        losses["idle"] = self.end - sum(losses.values())
+        return OverlayTiming(self.end, self.end / d.clock_hz, macs / (self.end * d.macs_per_cycle), macs, losses)
+
+
+def _chunks(rows: int, chunk: int) -> list[int]:
+    """Rows of the passes: `chunk` each, but the last, which takes what is left, up to 2·chunk − 1."""
+    full = max(0, rows // chunk - 1)
+    return [chunk] * full + [rows - chunk * full]

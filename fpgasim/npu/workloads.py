@@ -1,0 +1,136 @@
+"""Dense, recurrent and convolutional work by a short text, such as `gru:1024:8`, and its cycles on any device."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, get_args
+
+from fpgasim.errors import DeviceError, InputError
+from fpgasim.npu.device import Device
+from fpgasim.npu.overlay import Overlay, OverlayTiming
+
+Kind = Literal["gemv", "rnn", "gru", "lstm", "mlp", "conv"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+#: What each kind's numbers are, for messages and the manual.
+FORMS: dict[Kind, str] = {
+    "gemv": "gemv:IN:OUT",
+    "rnn": "rnn:H:T",
+    "gru": "gru:H:T",
+    "lstm": "lstm:H:T",
+    "mlp": "mlp:A-B-C...",
+    "conv": "conv:H:W:C:K:KH:KW:S:P",
+}
+_COUNTS = {"gemv": 2, "rnn": 2, "gru": 2, "lstm": 2, "conv": 8}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What `text` says. `sizes` are gemv's IN, OUT; H, T of a cell with inputs as wide as its state; the widths of an
+    MLP's layers, input first; H, W, C (input), K (filters), KH, KW, S (stride), P (padding) of a convolution."""
+
+    text: str
+    kind: Kind
+    sizes: tuple[int, ...]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one input (one sequence, one image)."""
+        if self.kind == "gemv":
+            return self.sizes[0] * self.sizes[1]
+        if self.kind == "mlp":
+            return sum(a * b for a, b in pairwise(self.sizes))
+        if self.kind == "conv":
+            height, width, channels, filters, kh, kw, stride, pad = self.sizes
+            rows, columns = (height + 2 * pad - kh) // stride + 1, (width + 2 * pad - kw) // stride + 1
+            return rows * columns * channels * filters * kh * kw
+        hidden, time = self.sizes
+        return {"rnn": 2, "gru": 6, "lstm": 8}[self.kind] * hidden * hidden * time
+
+
+def parse_workload(text: str) -> Workload:
+    """The workload `text`, one of `FORMS`. Raises InputError for anything else."""
+    kind, *rest = text.split(":")
+    numbers = rest[0].split("-") if kind == "mlp" and len(rest) == 1 else rest
+    wanted = f"one of {', '.join(FORMS.values())} would do"
+    if kind not in KINDS or not all(re.fullmatch(r"\d{1,6}", number) for number in numbers):
+        raise InputError(f"workload {text!r}: {wanted}")
+    sizes = tuple(int(number) for number in numbers)
+    if len(sizes) < 2 or len(sizes) != _COUNTS.get(kind, len(sizes)):
+        raise InputError(f"workload {text!r} has {len(sizes)} numbers; {FORMS[kind]} would do")
+    if min(sizes[:-1]) < 1 or (kind != "conv" and sizes[-1] < 1):
+        raise InputError(f"workload {text!r}: every number but a padding must be 1 or more")
+    workload = Workload(text, kind, sizes)
+    if kind == "conv" and workload.macs < 1:
+        raise InputError(f"workload {text!r}: the window does not fit into the padded input")
+    return workload
+
+
+def overlay_timing(workload: Workload, device: Device, batch: int | None = None) -> OverlayTiming:
+    """What `workload` costs on a device of the kind `overlay`, for `batch` inputs (the device's own by default).
+
+    The chains are those of the engine's published compiler (github.com/intel/fpga-npu, compiler/npu_layers.py), group
+    of inputs after group. Raises DeviceError for a convolution, which such an engine does not run.
+    """
+    if workload.kind == "conv":
+        raise DeviceError(
+            f"device {device.name!r} runs no convolutions; {', '.join(FORMS[k] for k in KINDS[:5])} would do"
+        )
+    engine = Overlay(device)
+    for _ in range(-(-(batch or device.batch) // device.batch)):
+        if workload.kind in ("gemv", "mlp"):
+            _dense(engine, workload.sizes)
+        else:
+            {"rnn": _rnn, "gru": _gru, "lstm": _lstm}[workload.kind](engine, *workload.sizes)
+    return engine.timing()
+
+
+def _dense(engine: Overlay, widths: tuple[int, ...]) -> None:
+    engine.load("0", widths[0])
+    for i, (length, outputs) in enumerate(pairwise(widths)):
+        engine.product(str(i), length, outputs, [str(i + 1)])
+
+
+def _rnn(engine: Overlay, hidden: int, time: int) -> None:
+    """h = tanh(W·x + U·h), the next x loaded behind W·x."""
+    engine.constant("h")
+    engine.load("x", hidden)
+    for t in range(time):
+        engine.product("x", hidden, hidden, ["wx"])
+        if t < time - 1:
+            engine.load("x", hidden)
+        engine.product("h", hidden, hidden, ["h"], ["wx"])
+
+
+def _gru(engine: Overlay, hidden: int, time: int) -> None:
+    for name in ("h", "h_mfu"):
+        engine.constant(name)
+    engine.load_external("ones", hidden)
+    engine.load("x", hidden)
+    for t in range(time):
+        for gate in "zrc":
+            engine.product("x", hidden, hidden, [f"x{gate}"])
+        if t < time - 1:
+            engine.load("x", hidden)
+        engine.product("h", hidden, hidden, ["z"], ["xz"])
+        engine.pointwise("ones", hidden, ["kept"], ["z", "h_mfu"])
+        engine.product("h", hidden, hidden, ["rh"], ["xr", "h_mfu"])
+        engine.product("rh", hidden, hidden, ["c"], ["xc"])
+        engine.pointwise("c", hidden, ["h", "h_mfu"], ["z", "kept"])
+
+
+def _lstm(engine: Overlay, hidden: int, time: int) -> None:
+    for name in ("h", "cell"):
+        engine.constant(name)
+    engine.load("x", hidden)
+    for t in range(time):
+        for gate in "fcio":
+            engine.product("x", hidden, hidden, [f"x{gate}"])
+        if t < time - 1:
+            engine.load("x", hidden)
+        for gate in "fio":
+            engine.product("h", hidden, hidden, [gate], [f"x{gate}"])
+        engine.product("h", hidden, hidden, ["new"], ["xc", "i"])
+        engine.pointwise("cell", hidden, ["cell"], ["f", "new"])
+        engine.pointwise("cell", hidden, ["h"], ["o"])

@@ -1,0 +1,111 @@
+"""Workloads by their text, and what they cost on the overlay engine."""
+
+import pytest
+
+from fpgasim.errors import DeviceError, InputError
+from fpgasim.npu import get_device
+from fpgasim.npu.overlay import Overlay
+from fpgasim.npu.simulation import CYCLES
+from fpgasim.npu.workloads import overlay_timing, parse_workload
+
+NPU = get_device("intel_npu_7t40d40l")
+
+
+def cycles(text: str, batch: int | None = None) -> int:
+    return overlay_timing(parse_workload(text), NPU, batch).cycles
+
+
+@pytest.mark.parametrize(
+    ("text", "macs"),
+    [
+        ("gemv:30:50", 30 * 50),
+        ("rnn:64:3", 2 * 64 * 64 * 3),
+        ("gru:64:3", 6 * 64 * 64 * 3),
+        ("lstm:64:3", 8 * 64 * 64 * 3),
+        ("mlp:10-20-30", 10 * 20 + 20 * 30),
+        ("conv:8:10:3:16:3:3:2:1", 4 * 5 * 3 * 16 * 9),
+    ],
+)
+def test_a_workload_knows_its_multiply_accumulates(text, macs):
+    assert parse_workload(text).macs == macs
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("gemm:3:4", "one of gemv:IN:OUT, rnn:H:T"),
+        ("gru:1024", "has 1 numbers; gru:H:T would do"),
+        ("gru:a:8", "one of gemv"),
+        ("gemv:0:8", "every number but a padding must be 1 or more"),
+        ("mlp:512", "has 1 numbers; mlp:A-B-C"),
+        ("conv:8:8:3:16:9:9:1:0", "the window does not fit"),
+        ("conv:8:8:3:16:3:3:0:1", "must be 1 or more"),
+        ("", "one of gemv"),
+    ],
+)
+def test_what_is_no_workload_is_refused_with_the_forms_that_are(text, words):
+    with pytest.raises(InputError, match=words):
+        parse_workload(text)
+
+
+def test_the_simulated_npu_takes_as_long_as_the_published_register_transfer_code_it_was_fitted_to():
+    published = {  # github.com/intel/fpga-npu, scripts/rtl_baseline: cycles from TOPS at 300 MHz
+        "gemv:512:512": 266, "gemv:1024:1024": 389, "gemv:1152:1152": 460, "gemv:1536:1536": 564, "gemv:1792:1792": 684,
+        "rnn:512:8": 2021, "rnn:1024:8": 3044, "rnn:1152:8": 3623, "rnn:1536:8": 4543, "rnn:1792:8": 5585,
+    }  # fmt: skip
+    assert {text: cycles(text) for text in published} == {
+        text: pytest.approx(count, abs=1) for text, count in published.items()
+    }
+
+
+def test_one_product_takes_its_load_its_rows_and_the_results_of_its_last_chunk():
+    # 13 rows in one chunk, 2 passes over 280 inputs, 3 vectors a weight read
+    theta = 2 + 2 * (21 + 4) + 5
+    assert cycles("gemv:512:512") == 29 + 3 * 7 * 2 + 13 * 2 + 3 * 13 + 73 + theta
+
+
+def test_layers_of_a_perceptron_follow_one_another():
+    first, both = cycles("gemv:512:512"), cycles("mlp:512-512-512")
+    assert both == first + 13 * 2 + 3 * 13 + 73 + 57
+
+
+def test_a_second_batch_costs_less_than_the_first_since_its_load_overlaps():
+    one, two = cycles("gemv:1024:1024"), cycles("gemv:1024:1024", batch=12)
+    assert one < two < 2 * one
+    assert cycles("gemv:1024:1024", batch=7) == two
+
+
+@pytest.mark.parametrize("text", ["gemv:300:700", "rnn:512:5", "gru:256:7", "lstm:100:3", "mlp:64-128-32"])
+@pytest.mark.parametrize("key", ["intel_npu_7t40d40l", "intel_4t120d40l", "bw_6t400d40l"])
+def test_every_cycle_has_a_name(text, key):
+    device = get_device(key)
+    timing = overlay_timing(parse_workload(text), device)
+    assert sum(timing.losses.values()) == timing.cycles
+    assert min(timing.losses.values()) >= 0
+    assert timing.losses.keys() <= set(CYCLES)
+    assert timing.losses["idle"] == 0
+    assert timing.macs == parse_workload(text).macs * device.batch
+    assert timing.utilization == pytest.approx(timing.macs / (timing.cycles * device.macs_per_cycle))
+
+
+def test_a_long_sequence_costs_a_constant_number_of_cycles_a_step():
+    counts = [cycles(f"gru:512:{time}") for time in (20, 21, 22)]
+    assert counts[2] - counts[1] == counts[1] - counts[0]
+
+
+def test_an_operand_holds_a_chain_up_until_it_is_written():
+    engine = Overlay(NPU)
+    engine.load("x", 280)
+    engine.constant("late")
+    engine.product("x", 280, 40, ["y"])
+    without = engine.end
+    engine = Overlay(NPU)
+    engine.load("x", 280)
+    engine.ready["late"] = 500
+    engine.product("x", 280, 40, ["y"], ["late"])
+    assert without < engine.end == 500 + 3 + 57
+
+
+def test_the_overlay_runs_no_convolutions():
+    with pytest.raises(DeviceError, match="'intel_npu_7t40d40l' runs no convolutions; gemv:IN:OUT, rnn:H:T"):
+        overlay_timing(parse_workload("conv:8:8:3:16:3:3:1:1"), NPU)
