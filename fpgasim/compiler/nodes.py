@@ -51,6 +51,8 @@ def lower_node(graph: Graph, node: Node, device: Device) -> Layer:
 
 def lower_with_constants(graph: Graph, node: Node, device: Device) -> Lowered:
     """`lower_node`, with the node's constants."""
+    if device.engine == "overlay":
+        raise Unsupported("unsupported-op", f"{device.name} runs dense and recurrent workloads by name, no graphs")
     lowering = LOWERINGS.get(node.op_type) if node.domain == "" else None
     if lowering is None:
         name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type

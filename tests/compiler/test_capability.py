@@ -276,7 +276,10 @@ def test_what_stripes_of_rows_do_not_make_fit_is_too_large(field, largest, messa
     assert lowered("Conv", operands, device=dataclasses.replace(DEVICE, **{field: fits})).head == "conv"
 
 
-@pytest.mark.parametrize("device", fs.npu.DEVICES.values(), ids=lambda d: d.name)
+MATVEC = [device for device in fs.npu.DEVICES.values() if device.engine == "matvec" and device.mrf_tiles > 300]
+
+
+@pytest.mark.parametrize("device", MATVEC, ids=lambda d: d.name)
 def test_the_largest_layers_of_vgg16_fit(device):
     image = {"x": (1, 64, 224, 224), "w": weights(64, 64, 3, 3)}
     assert lowered("Conv", image, device=device, pads=[1, 1, 1, 1]).macs == 1849688064
@@ -289,3 +292,13 @@ def test_ceil_mode_that_adds_nothing_may_count_padding():
         "AveragePool", {"x": (2, 6, 8, 8)}, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1, count_include_pad=1
     )
     assert (layer.window, layer.count_padding) == (Window((2, 2), (2, 2)), True)
+
+
+def test_an_overlay_takes_no_node_of_a_graph():
+    with pytest.raises(Unsupported, match="intel_npu_7t40d40l runs dense and recurrent workloads by name, no graphs"):
+        lowered("Relu", {"x": IMAGE}, device=fs.npu.get_device("intel_npu_7t40d40l"))
+
+
+def test_an_array_streams_what_a_register_file_would_not_hold():
+    operands = {"x": (1, 130, 30, 9), "w": weights(4, 130, 3, 3)}
+    assert lowered("Conv", operands, device=fs.npu.get_device("systolic_16x16_ws")).head == "conv"
