@@ -1,9 +1,9 @@
 """Instruction words as chains: what the interpreter executes and the timing model times.
 
 The rules are those of docs/microarchitecture.md, section 2. A chain that is returned can be executed: what it reads,
-writes and multiplies by lies inside the device's memories, its pointwise instructions fit the MFUs, and no iteration
-reads what an earlier one wrote. (Only what depends on other chains is left to the interpreter: whether a vector was
-ever written, and whether the network queue still has one.)
+writes and multiplies by lies inside the device's memories, its pointwise instructions fit the MFUs, and it writes
+nothing twice and nothing that it reads, except in place. (Only what depends on other chains is left to the interpreter:
+whether a vector was ever written, and whether the network queue still has one.)
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def decode_chains(
 
     Raises ProgramError naming block, word and instruction: for a word that is no instruction, a chain that has not the
     form of one, one that the MFUs cannot do, an address beyond its memory, a register whose value will not do, and a
-    chain in which an iteration reads what an earlier one wrote.
+    chain that writes an element twice, or what it reads other than in place.
     """
     state = dict(registers)
     chains: list[Chain] = []
@@ -390,37 +390,60 @@ class _Decoder:
         return Span(access.mem, access.address // scale, last // scale + 1)
 
     def _check_order(self, chain: VectorChain) -> None:
-        """Raises ProgramError where an iteration reads or takes as operand what an earlier one writes."""
+        """Raises ProgramError where an element is written twice, or what is read is written other than in place."""
         for span in chain.written:
+            writes = [(i, w) for i, w in enumerate(self.instructions) if isinstance(w, Write) and w.mem == span.mem]
+            self._check_writes(chain, span, writes)
             if not any(span.overlaps(other) for other in (*chain.reads, *chain.operands)):
                 continue
-            never = chain.positions
-            first = np.full(span.high - span.low, never, np.int64)  # the first iteration that writes a vector
-            for write in chain.writes:
-                if write.mem == span.mem:
-                    vectors = self._vectors(write, written_addresses(chain, write))[::-1] - span.low
-                    when = np.arange(never)[::-1, None]  # what is assigned last, the earliest, stays
-                    once = np.full_like(first, never)
-                    once[vectors] = when
-                    first = np.minimum(first, once)
+            # For each vector of the span the first and the last of the chain's vectors that is written there.
+            never = chain.positions * chain.rows
+            first, last = np.full(span.high - span.low, never), np.full(span.high - span.low, -1)
+            for _, write in writes:
+                vectors, order = self._order(chain, write, written_addresses(chain, write), chain.rows)
+                np.minimum.at(first, vectors - span.low, order)
+                np.maximum.at(last, vectors - span.low, order)
             for index, access in enumerate(self.instructions):
                 if not isinstance(access, Read | Operation) or access.mem != span.mem:
                     continue
-                addresses = read_addresses(chain) if access is chain.read else operand_addresses(chain, access)
-                vectors = self._vectors(access, addresses)
+                is_read = isinstance(access, Read)
+                addresses = read_addresses(chain) if is_read else operand_addresses(chain, access)
+                vectors, order = self._order(chain, access, addresses, chain.columns if is_read else chain.rows)
                 inside = (vectors >= span.low) & (vectors < span.high)
-                written = first[np.where(inside, vectors - span.low, 0)]
-                clash = np.argwhere(inside & (written < np.arange(never)[:, None]))
-                if clash.size:
-                    i, j = clash[0]
+                at = np.where(inside, vectors - span.low, 0)
+                clash = inside & (last[at] >= 0)
+                if not is_read or chain.tiles is None:
+                    clash &= (first[at] != order) | (last[at] != order)
+                if clash.any():
                     self.refuse(
                         index,
-                        f"iteration {i} reads vector {vectors[i, j]} of {span.mem.name.lower()}, which iteration "
-                        f"{written[i, j]} of the same chain writes; a chain reads what was there before it",
+                        f"vector {vectors[np.argmax(clash)]} of {span.mem.name.lower()} is also written by the chain; "
+                        "only in place may it be, its i-th vector over the i-th of an operand or, without mv_mul, of "
+                        "the read",
                     )
 
-    def _vectors(self, access: Access, addresses: Addresses) -> Addresses:
-        return addresses // self.device.native_dim if isinstance(access, VUnroll | VPack) else addresses
+    def _check_writes(self, chain: VectorChain, span: Span, writes: Sequence[tuple[int, Write]]) -> None:
+        """Raises ProgramError where an element of `span` is written twice."""
+        scale = self.device.native_dim if any(isinstance(write, VPack) for _, write in writes) else 1
+        done = np.zeros((span.high - span.low) * scale, bool)
+        total = 0
+        for index, write in writes:
+            addresses = written_addresses(chain, write)
+            if scale > 1 and not isinstance(write, VPack):
+                addresses = addresses[..., None] * scale + np.arange(scale)
+            done[addresses - span.low * scale] = True
+            total += addresses.size
+            if np.count_nonzero(done) != total:
+                unit = "a vector" if scale == 1 else "an element"
+                self.refuse(index, f"the chain writes {unit} of {span.mem.name.lower()} twice")
+
+    def _order(
+        self, chain: VectorChain, access: Access, addresses: Addresses, vectors: int
+    ) -> tuple[Addresses, Addresses]:
+        """The vectors behind `addresses` (positions, …), and to which of the chain's vectors each belongs."""
+        scale = self.device.native_dim if isinstance(access, VUnroll | VPack) else 1
+        order = np.arange(chain.positions)[:, None] * vectors + np.arange(addresses.shape[1]) // scale
+        return (addresses // scale).reshape(-1), order.reshape(-1)
 
 
 def _merged(spans: list[Span]) -> tuple[Span, ...]:

@@ -2,7 +2,7 @@
 
 Numbers are those of docs/microarchitecture.md, section 3: matrix products and pointwise steps are the kernels' own, so
 that every accumulator and order has the bits of the fused path. The iterations of a chain are done together, which
-is the same: a chain reads what was there before it (`chains` refuses one that could not).
+is the same: a chain reads what was there before it, and `chains` refuses one in which that would make a difference.
 """
 
 from __future__ import annotations
@@ -48,7 +48,6 @@ from fpgasim.npu.isa import (
     VvBSubA,
     VvMax,
     VvMul,
-    Write,
     encode,
 )
 from fpgasim.npu.programs import Program
@@ -86,7 +85,7 @@ class VectorMemory:
         return None if there.all() else int(flat[np.argmin(there)])
 
     def write(self, addresses: Addresses, values: Float32Array) -> None:
-        """Vectors (…, N) to `addresses` (…); where one stands there twice, the last of them stays."""
+        """Vectors (…, N) to `addresses` (…)."""
         self._grow(int(addresses.max()) + 1)
         self.values[addresses] = values
         self.written[addresses] = True
@@ -278,7 +277,7 @@ class _Run:
         _refuse(self.block, self.chain.at + words.index(encode(insn)), insn, what)
 
     def run(self) -> None:
-        chain = self.chain
+        chain, state = self.chain, self.state
         sources = read_addresses(chain) if chain.read.mem != Mem.NET_QUEUE else None
         operands = {op: operand_addresses(chain, op.insn) for op in chain.ops if isinstance(op.insn, Operation)}
         targets = {write: written_addresses(chain, write) for write in chain.writes if write.mem != Mem.NET_QUEUE}
@@ -293,32 +292,17 @@ class _Run:
             saturated += self.kernels.chain(
                 made, steps, {len(steps) - 1: result}, self.numbers.pointwise, unrounded, self.threads
             )
-            for mem in dict.fromkeys(write.mem for write in targets):
-                self._write(mem, result, {w: at[piece] for w, at in targets.items() if w.mem == mem})
+            for write, addresses in targets.items():
+                memory, at = state.memory(write.mem, self.n), addresses[piece]
+                if isinstance(write, VPack):
+                    memory.write_elements(at, result[:, : chain.width])
+                else:
+                    memory.write(at, result.reshape(*at.shape, self.n))
             if sent:
-                self.state.given.append(np.repeat(result[:, None], sent, axis=1).reshape(-1, self.n))
+                state.given.append(np.repeat(result[:, None], sent, axis=1).reshape(-1, self.n))
         if saturated:
             key = (self.block, chain.at)
-            self.state.saturated[key] = self.state.saturated.get(key, 0) + saturated
-
-    def _write(self, mem: Mem, made: Float32Array, targets: Mapping[Write, Addresses]) -> None:
-        """`made` (positions, rows·N) into `mem`, one iteration after another."""
-        memory = self.state.memory(mem, self.n)
-        if len(targets) == 1:
-            ((write, addresses),) = targets.items()
-            if isinstance(write, VPack):
-                memory.write_elements(addresses, made[:, : self.chain.width])
-            else:
-                memory.write(addresses, made.reshape(*addresses.shape, self.n))
-            return
-        elements, values = [], []
-        for write, addresses in targets.items():
-            if isinstance(write, VPack):
-                elements.append(addresses)
-            else:
-                elements.append((addresses[..., None] * self.n + np.arange(self.n)).reshape(made.shape))
-            values.append(made[:, : elements[-1].shape[1]])
-        memory.write_elements(np.concatenate(elements, axis=1), np.concatenate(values, axis=1))
+            state.saturated[key] = state.saturated.get(key, 0) + saturated
 
     def _pieces(self) -> Iterator[slice]:
         """The iterations, as many at a time as `PIECE` elements allow."""

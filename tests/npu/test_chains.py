@@ -124,8 +124,8 @@ def test_windows_reach_as_far_as_their_pitches() -> None:
     unrolled = vector_chain(*chain(VUnroll(VRF, N - 1, 1), VWr(NET), iterations_x=3, pitch_outer=20, **window))
     assert unrolled.reads == (Span(VRF, 0, (N - 1 + 2 + 5 + 14 + 60) // N + 1),)
     assert unrolled.columns == 1
-    packed = vector_chain(*chain(VRd(NET), VPack(VRF, N - 1, 2), columns=2, iterations_x=3, width=40))
-    assert packed.written == (Span(VRF, 0, (N - 1 + 4 + 39) // N + 1),)
+    packed = vector_chain(*chain(VRd(NET), VPack(VRF, N - 1, 50), columns=2, iterations_x=3, width=40))
+    assert packed.written == (Span(VRF, 0, (N - 1 + 100 + 39) // N + 1),)
     assert (packed.taken, packed.width) == (6, 40)
 
 
@@ -201,33 +201,56 @@ def test_a_repeated_block_must_be_the_same_in_every_turn() -> None:
     )
 
 
-def test_a_chain_that_accumulates_in_place_or_reads_ahead_is_one() -> None:
+def test_a_chain_may_write_in_place_and_between_what_it_reads() -> None:
     vector_chain(*chain(VRd(VRF, 0, 1), VvAdd(ADD, 5, 2), VWr(ADD, 5, 2), iterations_x=9))
-    vector_chain(*chain(VRd(VRF, 1, 1), VWr(VRF, 0, 1), iterations_x=9))
+    vector_chain(*chain(VRd(VRF), MvMul(), VvAdd(ADD, 5), VWr(ADD, 5), rows=3, columns=2))
+    vector_chain(*chain(VRd(VRF, 3, 2), VRelu(), VWr(VRF, 3, 2), columns=2, iterations_x=9))
     vector_chain(*chain(VRd(VRF, 0, 2), VWr(VRF, 1, 2), iterations_x=9))
-    vector_chain(*chain(VRd(ADD1), VvAdd(ADD, 7, 3), VWr(NET), VWr(ADD, 11, 1), iterations_x=3))  # 13 meets 13
-    vector_chain(*chain(VRd(VRF, 0, 1), VPack(VRF, 20 * N, N), iterations_x=9, width=N))
+    vector_chain(*chain(VRd(VRF, 0, 2), MvMul(), VWr(VRF, 1, 2), iterations_x=9))
+    vector_chain(*chain(VRd(VRF, 2), VPack(VRF, 2 * N), width=7))
+    vector_chain(*chain(VRd(NET), VPack(ADD, 5, 10), VWr(ADD, 1, 1), width=10, iterations_x=2))
 
 
 @pytest.mark.parametrize(
-    ("instructions", "index", "what"),
+    ("instructions", "index", "vector", "mem"),
     [
-        (chain(VRd(VRF, 0, 1), VWr(VRF, 1, 1), iterations_x=3), 0, (1, 1, VRF, 0)),
-        (chain(VRd(VRF), VvAdd(ADD, 7), VWr(ADD, 7), iterations_x=3), 1, (1, 7, ADD, 0)),
-        (chain(VRd2(VRF, 0, 1), VWr(VRF, 5), columns=6, window_middle=6, iterations_x=2), 0, (1, 5, VRF, 0)),
-        (chain(VUnroll(VRF, 0, N), VWr(VRF, 2, 1), iterations_x=4), 0, (2, 2, VRF, 0)),
-        (chain(VRd(VRF, 0, 1), VPack(VRF, N + 5), iterations_x=2, width=1), 0, (1, 1, VRF, 0)),
-        (chain(VRd(VRF, 0, 1, 5), VWr(VRF, 5, 1, 5), iterations_x=4, iterations_y=2), 0, (4, 5, VRF, 0)),
+        (chain(VRd(VRF, 0, 1), VWr(VRF, 1, 1), iterations_x=3), 0, 1, VRF),  # a later iteration reads it
+        (chain(VRd(VRF, 1, 1), VWr(VRF, 0, 1), iterations_x=3), 0, 1, VRF),  # an earlier one does
+        (chain(VRd(VRF), VWr(VRF, 2), columns=4), 0, 2, VRF),  # the same one does, as another vector
+        (chain(VRd(VRF), VvAdd(ADD, 2), VWr(ADD, 8), columns=9), 1, 8, ADD),
+        (chain(VRd(VRF, 0, 1), VvAdd(ADD, 7), VWr(ADD, 7, 1), iterations_x=3), 1, 7, ADD),  # a bias
+        (chain(VRd(VRF), MvMul(), VWr(VRF)), 0, 0, VRF),  # never in place behind a product
+        (chain(VRd2(VRF, 0), MvMul(), VWr(VRF, 5), columns=6, window_middle=6), 0, 5, VRF),
+        (chain(VRd2(VRF, 0, 1), VWr(VRF, 7), columns=2, window_middle=2, pitch_middle=7), 0, 7, VRF),
+        (chain(VUnroll(VRF, 5), VWr(VRF, 1), columns=2, window_inner=N + 9), 0, 1, VRF),
+        (chain(VRd(VRF), VPack(VRF, 2), columns=2, width=40), 0, 1, VRF),
+        (chain(VRd(VRF, 0, 1, 5), VWr(VRF, 5, 1, 5), iterations_x=4, iterations_y=2), 0, 5, VRF),
     ],
 )
-def test_an_iteration_must_not_read_what_an_earlier_one_wrote(
-    instructions: list[Instruction], index: int, what: tuple[int, int, Mem, int]
+def test_a_chain_must_not_write_what_it_reads(
+    instructions: list[Instruction], index: int, vector: int, mem: Mem
 ) -> None:
-    reader, vector, mem, writer = what
     at = [i for i, insn in enumerate(instructions) if not isinstance(insn, SWr)][index]
     assert refusal(*instructions) == (
-        f"block 2, word {at} ({instructions[at]}): iteration {reader} reads vector {vector} of {mem.name.lower()}, "
-        f"which iteration {writer} of the same chain writes; a chain reads what was there before it"
+        f"block 2, word {at} ({instructions[at]}): vector {vector} of {mem.name.lower()} is also written by the chain; "
+        "only in place may it be, its i-th vector over the i-th of an operand or, without mv_mul, of the read"
+    )
+
+
+@pytest.mark.parametrize(
+    ("instructions", "index", "unit"),
+    [
+        (chain(VRd(NET), VWr(ADD), iterations_x=2), 1, "a vector"),
+        (chain(VRd(NET), VWr(ADD, 0, 1), VWr(ADD, 3, 1), columns=2, iterations_x=3), 1, "a vector"),
+        (chain(VRd(NET), VWr(ADD, 0), VWr(VRF), VWr(ADD, 2), columns=3), 3, "a vector"),
+        (chain(VRd(NET), VPack(ADD, 0, 3), iterations_x=2, width=4), 1, "an element"),
+        (chain(VRd(NET), VWr(ADD, 1), VPack(ADD, N - 3), width=4), 2, "an element"),
+    ],
+)
+def test_a_chain_must_not_write_an_element_twice(instructions: list[Instruction], index: int, unit: str) -> None:
+    at = [i for i, insn in enumerate(instructions) if not isinstance(insn, SWr)][index]
+    assert refusal(*instructions) == (
+        f"block 2, word {at} ({instructions[at]}): the chain writes {unit} of addsub_vrf_0 twice"
     )
 
 

@@ -382,28 +382,15 @@ def test_several_writes_give_the_vectors_to_all_of_them() -> None:
     assert firsts(moved(*multicast, *sent, outputs=6)) == [2, 3, 2, 3, 3, 2]
 
 
-def test_the_last_iteration_that_writes_to_an_address_stays() -> None:
-    assert firsts(
-        moved(*chain(VRd(VRF, 3, 1), VWr(ADD, 0), iterations_x=4), *chain(VRd(ADD), VWr(NET)), outputs=1)
-    ) == [6]
-
-
-def test_two_writes_to_a_memory_take_turns_within_an_iteration() -> None:
-    both = chain(VRd(VRF, 3, 1), VWr(ADD, 1), VWr(ADD, 0, 1), iterations_x=3)
-    assert firsts(moved(*both, *chain(VRd(ADD), VWr(NET), columns=3), outputs=3)) == [3, 5, 5]
-    packed = chain(VRd(VRF, 3, 1), VPack(ADD, N), VWr(ADD, 0, 1), iterations_x=3, width=N)
-    assert firsts(moved(*packed, *chain(VRd(ADD), VWr(NET), columns=3), outputs=3)) == [3, 5, 5]
-
-
-def test_an_iteration_may_read_what_a_later_one_writes_and_what_it_writes_itself() -> None:
-    down = chain(VRd(VRF, 1, 1), VWr(VRF, 0, 1), iterations_x=5)
-    assert firsts(moved(*down, *chain(VRd(VRF, 0), VWr(NET), columns=6), outputs=6)) == [1, 2, 3, 4, 5, 5]
+def test_a_chain_may_overwrite_in_place_what_it_reads() -> None:
     double = [
         *chain(VRd(VRF), VWr(ADD, 0), columns=3),
-        *chain(VRd(VRF, 0, 1), VvAdd(ADD, 0, 1), VWr(ADD, 0, 1), iterations_x=3),
+        *chain(VRd(VRF, 0, 1), VvAdd(ADD, 0, 1), VWr(ADD, 0, 1), VWr(VRF, 0, 1), iterations_x=3),
         *chain(VRd(ADD), VWr(NET), columns=3),
+        *chain(VRd(VRF), VWr(NET), columns=3),
     ]
-    assert (moved(*double, outputs=3).reshape(-1) == 2 * np.arange(3 * N)).all()
+    got = moved(*double, outputs=6).reshape(2, -1)
+    assert (got == 2 * np.arange(3 * N)).all()
 
 
 def test_a_chain_in_pieces_has_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,7 +157,7 @@ small, step = st.integers(1, 3), st.integers(0, 3)
 
 @st.composite
 def chains(draw: st.DrawFn) -> list[Instruction]:
-    """A chain that often is one; what it reads and writes mostly lies inside the first vectors of each file."""
+    """A chain that mostly is one: it reads the first vectors of each file and writes behind them, or in place."""
     registers: dict[str, float] = {"iterations_x": draw(small), "iterations_y": draw(small), "rows": draw(small)}
     kind = draw(st.sampled_from([VRd, VRd2, VRd3, VUnroll]))
     scale = N // 4 if kind is VUnroll else 1
@@ -181,15 +181,20 @@ def chains(draw: st.DrawFn) -> list[Instruction]:
             draw(st.sampled_from([VRelu(), VSigm(), VTanh(), VClip()])),
         ]
         found += draw(st.permutations(units))[: draw(st.integers(0, 3))]
-    for _ in range(draw(small)):
-        mem = draw(st.sampled_from([*FILES, Mem.NET_QUEUE]))
-        if mem == Mem.NET_QUEUE:
-            found.append(VWr(mem))
-        elif draw(st.booleans()):
-            found.append(VWr(mem, draw(st.integers(0, 8)), draw(step), draw(step)))
-        else:
-            found.append(VPack(mem, draw(st.integers(0, 200)), draw(st.integers(0, 50)), draw(st.integers(0, 50))))
     registers["width"] = draw(st.integers(1, 2 * N))
+    products = any(isinstance(insn, MvMul) for insn in found)
+    turns = int(registers["iterations_x"])
+    for mem in draw(st.lists(st.sampled_from([*FILES, Mem.NET_QUEUE]), min_size=1, max_size=3, unique=True)):
+        operands = [insn for insn in found if isinstance(insn, Operation) and insn.mem == mem]
+        gap = int(registers["width"]) + draw(step)
+        made = int(registers["rows" if products else "columns"])
+        choices: list[Instruction] = [
+            VWr(mem, 24 + draw(st.integers(0, 3)), made, made * turns),
+            VPack(mem, 24 * N + draw(st.integers(0, 2 * N)), gap, gap * turns),
+            VWr(mem, draw(st.integers(0, 24)), draw(step), draw(step)),
+            *(VWr(mem, o.address, o.step_x, o.step_y) for o in operands),
+        ]
+        found.append(VWr(mem) if mem == Mem.NET_QUEUE else draw(st.sampled_from(choices)))
     return chain(*found, **registers, clip_low=-0.5, clip_high=0.75)
 
 
