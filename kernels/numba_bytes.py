@@ -115,13 +115,13 @@ class TileConvolution:
     ) -> tuple[Array, list[tuple[int, int, bool]]]:
         """The padded image, and for each thread the powers that its blocks are scaled by."""
         block, pixels = source.form[0], place.sources.size
-        kind = np.uint8 if dot.code_bytes == 1 else np.int16
+        # Bytes are unsigned, but as signed ones they have the same bits and the quantizer is compiled once less.
+        bias = np.full(4 // dot.code_bytes, dot.bias).astype(np.int8 if dot.code_bytes == 1 else np.int16)
         words = block * dot.code_bytes // 4
         image = self._room(pixels * blocks * (words + 1))
-        word = np.full(4 // dot.code_bytes, dot.bias, kind).view(np.int32)[0]
         like, rows = source.rows.dtype.type(0), np.require(source.rows, requirements="W")
         exponents = None if source.exponents is None else np.require(source.exponents, requirements="W")
-        args = (source.form, source.fraction_bits, place.sources, words, kind(dot.bias), word, image, blocks)
+        args = (source.form, source.fraction_bits, place.sources, words, bias[0], bias.view(np.int32)[0], image, blocks)
         return image, split(pixels, threads, lambda first, last: tiles.fill(rows, exponents, like, *args, first, last))
 
     def _room(self, words: int) -> Array:
