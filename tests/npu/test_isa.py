@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, get_type_hints
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from fpgasim.errors import ProgramError
 from fpgasim.npu.isa import (
@@ -41,6 +41,7 @@ def instructions(cls: type[Instruction]) -> Any:
 
 
 @pytest.mark.parametrize("cls", INSTRUCTIONS.values(), ids=lambda cls: cls.mnemonic)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_an_instruction_becomes_a_word_and_the_same_instruction_again(
     cls: type[Instruction], data: st.DataObject
