@@ -69,7 +69,7 @@ class Device:
         default=12_100, metadata=_is("vectors", "register file that feeds the matrix unit", "matvec")
     )
     addsub_vrf: int = field(default=12_100, metadata=_is("vectors", "register file of the add units", "matvec"))
-    multiply_vrf: int = field(default=16, metadata=_is("vectors", "register file of the multiply units", "matvec"))
+    multiply_vrf: int = field(default=512, metadata=_is("vectors", "register file of the multiply units", "matvec"))
     dram_bytes_per_s: float = field(
         default=19.2e9, metadata=_is("bytes/s", "peak of the memory the weights stream from")
     )
@@ -88,6 +88,8 @@ class Device:
     input_sram_bytes: int = field(default=1 << 20, metadata=_is("bytes", "memory of inputs, both halves", "systolic"))
     weight_sram_bytes: int = field(default=1 << 20, metadata=_is("bytes", "memory of weights, both halves", "systolic"))
     output_sram_bytes: int = field(default=1 << 20, metadata=_is("bytes", "memory of sums, both halves", "systolic"))
+    gru_floor: int = field(default=0, metadata=_is("cycles", "that a step of a GRU takes at least", "matvec"))
+    lstm_floor: int = field(default=0, metadata=_is("cycles", "that a step of an LSTM takes at least", "matvec"))
     cores: int = field(default=1, metadata=_is("cores", "in lockstep, each with its own vectors", "overlay"))
     interleave: int = field(default=1, metadata=_is("vectors", "that share each weight read", "overlay"))
     pass_rows: int = field(

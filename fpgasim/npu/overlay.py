@@ -20,8 +20,8 @@ _TAG = _QUEUE = 2
 
 
 @dataclass(frozen=True)
-class OverlayTiming:
-    """What a batch costs, from the first fetch to the last write, the load of its inputs included.
+class WorkTiming:
+    """What a batch costs, from the first fetch to the last write; on an overlay the load of its inputs included.
 
     `losses` says where every cycle went and adds up to `cycles`; its names are those of `simulation.CYCLES`.
     `utilization` is macs of the whole batch over what the engine could do in `cycles`.
@@ -116,7 +116,7 @@ class Overlay:
         for name in targets:
             self.ready[name] = end
 
-    def timing(self) -> OverlayTiming:
+    def timing(self) -> WorkTiming:
         """What all chains so far cost."""
         d, tally = self.device, self.tally
         macs = self.macs * d.interleave * d.cores
@@ -124,7 +124,7 @@ class Overlay:
         losses = {"useful": useful, "padding": tally["busy"] - useful}
         losses |= {name: tally[name] for name in ("fetch", "fill", "port", "dependency", "unit")}
         losses["idle"] = self.end - sum(losses.values())
-        return OverlayTiming(self.end, self.end / d.clock_hz, macs / (self.end * d.macs_per_cycle), macs, losses)
+        return WorkTiming(self.end, self.end / d.clock_hz, macs / (self.end * d.macs_per_cycle), macs, losses)
 
 
 def _chunks(rows: int, chunk: int) -> list[int]:

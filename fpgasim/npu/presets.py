@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 from fpgasim.errors import UnknownNameError
-from fpgasim.npu.device import Device, described
+from fpgasim.npu.device import Device, Hazard, described
 from fpgasim.npu.systolic import DATAFLOWS, Dataflow
 
 _NPU = "github.com/intel/fpga-npu"
@@ -24,7 +24,16 @@ _SOURCES: dict[str, dict[str, str]] = {}
 _SHAPE = ("native_dim", "lanes", "tiles", "clock_hz")
 
 
-def _brainwave(name: str, native_dim: int, lanes: int, tiles: int, mrf_tiles: int, mhz: int) -> Device:
+def _brainwave(
+    name: str,
+    native_dim: int,
+    lanes: int,
+    tiles: int,
+    mrf_tiles: int,
+    mhz: int,
+    hazard: Hazard = "in_order",
+    **fitted: int,
+) -> Device:
     """A preset of Fowers et al., ISCA 2018, Table III; what the table leaves out is in docs/devices.md.
 
     The matrix unit's stages are those of Intel's open NPU (github.com/intel/fpga-npu, simulator/inc/defines.h):
@@ -34,7 +43,8 @@ def _brainwave(name: str, native_dim: int, lanes: int, tiles: int, mrf_tiles: in
     return _device(
         name,
         dict.fromkeys((*_SHAPE, "mrf_tiles", "mfus"), "ISCA 2018, Table III")
-        | dict.fromkeys(("pointwise", "engine"), "ISCA 2018, IV"),
+        | dict.fromkeys(("pointwise", "engine"), "ISCA 2018, IV")
+        | dict.fromkeys(fitted, "fitted to ISCA 2018, Table V"),
         native_dim=native_dim,
         lanes=lanes,
         tiles=tiles,
@@ -42,6 +52,8 @@ def _brainwave(name: str, native_dim: int, lanes: int, tiles: int, mrf_tiles: in
         mfus=2,
         clock_hz=mhz * 1_000_000,
         mvm_latency=21 + (lanes - 1).bit_length() + (tiles - 1).bit_length(),
+        hazard=hazard,
+        **fitted,
     )
 
 
@@ -114,13 +126,15 @@ def _systolic(name: str, rows: int, cols: int, dataflow: Dataflow) -> Device:
     )
 
 
+#: Steps of GRU 1024 and LSTM 256; the matrix work of these two is a fraction of them.
+_FLOORS = {"gru_floor": 632, "lstm_floor": 708}
 #: Every device with a name but the arrays, which are `systolic_RxC_(os|ws|is)`. A new one is one line here.
 DEVICES: dict[str, Device] = {
     d.name: d
     for d in (
         _brainwave("bw_s5", native_dim=100, lanes=10, tiles=6, mrf_tiles=306, mhz=200),
         _brainwave("bw_a10", native_dim=128, lanes=16, tiles=8, mrf_tiles=512, mhz=300),
-        _brainwave("bw_s10", native_dim=400, lanes=40, tiles=6, mrf_tiles=306, mhz=250),
+        _brainwave("bw_s10", native_dim=400, lanes=40, tiles=6, mrf_tiles=306, mhz=250, hazard="data", **_FLOORS),
         _convolutional(),
         _overlay("intel_npu_7t40d40l", "FPT 2020, Table I", 40, 40, 7, 300, cores=2, interleave=3, pass_rows=12),
         _overlay("intel_4t120d40l", "FCCM 2019, Table III", 120, 40, 4, 275),

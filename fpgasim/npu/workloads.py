@@ -8,8 +8,14 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 from fpgasim.errors import DeviceError, InputError
+from fpgasim.kernels.contract import Window
+from fpgasim.npu.cells import cell_program, dense_program
 from fpgasim.npu.device import Device
-from fpgasim.npu.overlay import Overlay, OverlayTiming
+from fpgasim.npu.layers import Layer, Stage
+from fpgasim.npu.numbers import resolve_numbers
+from fpgasim.npu.overlay import Overlay, WorkTiming
+from fpgasim.npu.simulation import simulate
+from fpgasim.npu.timing import segment_timing
 
 Kind = Literal["gemv", "rnn", "gru", "lstm", "mlp", "conv"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -67,7 +73,80 @@ def parse_workload(text: str) -> Workload:
     return workload
 
 
-def overlay_timing(workload: Workload, device: Device, batch: int | None = None) -> OverlayTiming:
+def workload_timing(workload: Workload, device: Device, batch: int | None = None) -> WorkTiming:
+    """What `workload` costs on `device` for `batch` inputs (the device's native batch by default).
+
+    On an overlay by its own rules; on a matrix-vector engine dense and recurrent work is a program with its weights on
+    the chip, a convolution and anything on an array a layer whose weights come from DRAM. A step of a GRU or LSTM
+    takes at least the device's floor: it and the matrix work do not add. Raises DeviceError for what it does not run.
+    """
+    count = device.batch if batch is None else batch
+    if count < 1:
+        raise InputError(f"batch={batch} will not do; 1 or more would")
+    if device.engine == "overlay":
+        return overlay_timing(workload, device, count)
+    if workload.kind == "conv" or device.engine == "systolic":
+        return _layer_timing(workload, device, count)
+    if workload.kind in ("gemv", "mlp"):
+        timing = simulate(dense_program(workload.sizes, device, count))
+        return WorkTiming(timing.cycles, timing.seconds, timing.utilization, timing.macs, timing.losses)
+    hidden, time = workload.sizes
+    timing = simulate(cell_program(workload.kind, hidden, time * count, device))
+    floor = {"gru": device.gru_floor, "lstm": device.lstm_floor}.get(workload.kind, 0)
+    cycles = max(timing.cycles, floor * time * count)
+    losses = timing.losses | {"dependency": timing.losses["dependency"] + cycles - timing.cycles}
+    utilization = timing.macs / (cycles * device.macs_per_cycle)
+    return WorkTiming(cycles, cycles / device.clock_hz, utilization, timing.macs, losses)
+
+
+def _layer_timing(workload: Workload, device: Device, batch: int) -> WorkTiming:
+    """The workload as layers, weights loaded from DRAM. Raises DeviceError for recurrent work."""
+    numbers = resolve_numbers(device, "bw_1s5e5m")
+    if workload.kind == "conv":
+        layers = [_conv_layer(workload.sizes, batch)]
+    elif workload.kind in ("gemv", "mlp"):
+        layers = [_matmul_layer(a, b, batch) for a, b in pairwise(workload.sizes)]
+    else:
+        raise DeviceError(f"device {device.name!r} runs no recurrent cells; gemv, mlp and conv would do")
+    timing = segment_timing(layers, device, numbers)
+    rows = timing.layers
+    mvm = sum(row.mvm_cycles for row in rows)
+    useful = min(mvm, -(-timing.macs // device.macs_per_cycle))
+    losses = {
+        "useful": useful,
+        "padding": mvm - useful,
+        "pointwise": sum(row.pointwise_cycles for row in rows),
+        "fill": sum(row.fill_cycles for row in rows),
+        "weight load": timing.cycles - timing.compute_cycles,
+    }
+    return WorkTiming(timing.cycles, timing.seconds, timing.utilization, timing.macs, losses)
+
+
+def _conv_layer(sizes: tuple[int, ...], batch: int) -> Layer:
+    height, width, channels, filters, kh, kw, stride, pad = sizes
+    window = Window((kh, kw), (stride, stride), (pad, pad, pad, pad))
+    oh, ow = window.output_size(height, width)
+    return Layer(
+        "conv",
+        "conv",
+        ("conv",),
+        ("x",),
+        "y",
+        (batch, height, width, channels),
+        (batch, oh, ow, filters),
+        (Stage("bias", "y", "b"),),
+        window,
+        weight="w",
+        packing="window" if channels < 16 and (kh, kw) != (1, 1) else "channel",
+    )
+
+
+def _matmul_layer(inputs: int, outputs: int, batch: int) -> Layer:
+    shape = (batch, 1, 1, inputs), (batch, 1, 1, outputs)
+    return Layer("dense", "matmul", ("dense",), ("x",), "y", *shape, (Stage("bias", "y", "b"),), weight="w")
+
+
+def overlay_timing(workload: Workload, device: Device, batch: int | None = None) -> WorkTiming:
     """What `workload` costs on a device of the kind `overlay`, for `batch` inputs (the device's own by default).
 
     The chains are those of the engine's published compiler (github.com/intel/fpga-npu, compiler/npu_layers.py), group

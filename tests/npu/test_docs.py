@@ -17,7 +17,7 @@ def table() -> str:
     names = " | ".join(device.name for device in brainwave)
     lines = [f"| field | {names} | unit | source | meaning |", "|---" * (len(columns) + 4) + "|"]
     for rows in zip(*columns, strict=True):
-        (source,) = {row.source for row in rows}
+        source = "; ".join(dict.fromkeys(row.source for row in rows))
         values = " | ".join(printed(row.value) for row in rows)
         lines.append(f"| `{rows[0].field}` | {values} | {rows[0].unit} | {source} | {rows[0].meaning} |")
     return "\n".join(lines)

@@ -6,7 +6,7 @@ from fpgasim.errors import DeviceError, InputError
 from fpgasim.npu import get_device
 from fpgasim.npu.overlay import Overlay
 from fpgasim.npu.simulation import CYCLES
-from fpgasim.npu.workloads import overlay_timing, parse_workload
+from fpgasim.npu.workloads import overlay_timing, parse_workload, workload_timing
 
 NPU = get_device("intel_npu_7t40d40l")
 
@@ -109,3 +109,44 @@ def test_an_operand_holds_a_chain_up_until_it_is_written():
 def test_the_overlay_runs_no_convolutions():
     with pytest.raises(DeviceError, match="'intel_npu_7t40d40l' runs no convolutions; gemv:IN:OUT, rnn:H:T"):
         overlay_timing(parse_workload("conv:8:8:3:16:3:3:1:1"), NPU)
+
+
+def test_a_cell_on_a_matrix_vector_engine_takes_its_products_or_the_floor_whichever_is_more():
+    s10 = get_device("bw_s10")
+
+    def step(text: str) -> float:
+        workload = parse_workload(text)
+        return workload_timing(workload, s10).cycles / workload.sizes[1]
+
+    assert step("gru:1024:1500") == 632  # fitted
+    assert step("lstm:256:150") == 708  # fitted
+    assert step("gru:512:100") == 632
+    assert step("lstm:2000:50") == pytest.approx(718, rel=0.02)  # ISCA 2018, Table I
+    assert step("gru:2800:50") == pytest.approx(662, rel=0.03)  # ISCA 2018, Table I
+    assert step("gru:2800:50") > 6 * 49 / 6 * 10  # no quicker than its tiles
+
+
+def test_weights_that_do_not_fit_on_the_chip_are_refused_unless_packing_them_helps():
+    s10 = get_device("bw_s10")
+    assert workload_timing(parse_workload("gru:2816:2"), s10).cycles > 0
+    with pytest.raises(DeviceError, match="'bw_s10' holds 306 native tiles of 400x400 weights, the gru needs 384"):
+        workload_timing(parse_workload("gru:3100:2"), s10)
+
+
+@pytest.mark.parametrize("key", ["bw_s10", "bw_a10", "bw_s5", "systolic_16x16_os", "intel_4t120d40l"])
+@pytest.mark.parametrize("text", ["gemv:128:256", "mlp:64-128-64", "rnn:128:3", "conv:8:8:32:16:3:3:1:1"])
+def test_every_engine_runs_what_it_can_and_names_every_cycle(text, key):
+    device, workload = get_device(key), parse_workload(text)
+    if (device.engine, workload.kind) in {("systolic", "rnn"), ("overlay", "conv")}:
+        with pytest.raises(DeviceError, match="would do"):
+            workload_timing(workload, device)
+        return
+    timing = workload_timing(workload, device, batch=2 * device.batch)
+    assert sum(timing.losses.values()) == timing.cycles
+    assert timing.macs == workload.macs * 2 * device.batch
+    assert timing.cycles >= timing.macs / device.macs_per_cycle
+
+
+def test_a_batch_below_one_is_refused():
+    with pytest.raises(InputError, match="batch=0 will not do"):
+        workload_timing(parse_workload("gemv:8:8"), NPU, batch=0)
