@@ -12,9 +12,10 @@ import numpy as np
 
 from fpgasim.compiler.matrices import Band, source_of
 from fpgasim.compiler.memory import At, Buffer, Piece, compact
-from fpgasim.compiler.placing import Placed, Rows
+from fpgasim.compiler.placing import Placed
 from fpgasim.compiler.store import Store
 from fpgasim.compiler.streaming import Resident, Stream
+from fpgasim.compiler.striping import Rows, Stripe
 from fpgasim.compiler.tasks import TAPPED, Step, Task, Tensor, inside, lowest, readers_halo
 from fpgasim.compiler.writing import Do, Product, Source, Writer
 from fpgasim.errors import CompileError
@@ -31,18 +32,18 @@ Targets = Callable[[Piece], list[At]]
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """The part of a layer that is written at a time: output rows `rows` of `images`, and a `portion` of its tile rows.
-
-    `stripe` are the rows of the run's output, `held` those of each tensor that the run reads meanwhile.
-    """
+    """The part of a layer that is written at a time: a stripe of some `images`, and a `portion` of its tile rows."""
 
     placed: Placed
     task: int
     images: range
-    stripe: Rows
-    held: dict[str, Rows]
-    rows: Rows
+    stripe: Stripe
     portion: range
+
+    @property
+    def rows(self) -> Rows:
+        """The output rows that are made."""
+        return self.stripe.made[self.task]
 
 
 class Chains:
@@ -109,23 +110,33 @@ class Chains:
             fill(low, buffer.left, -buffer.left * per_pixel, high - low)
             fill(low, width, right * per_pixel, high - low)
 
-    def stripe(self, item: Item) -> None:
-        """Before a stripe: zeros around its local tensors, and what DRAM has of them."""
-        placed = item.placed
+    def stripe(self, item: Item, before: Item | None) -> None:
+        """Before a stripe: of its local tensors, the rows that stay, zeros around, and what DRAM has of them."""
+        placed, held, fresh = item.placed, item.stripe.held, item.stripe.fresh
         image = item.images.start
-        for (name, mem), _ in placed.local.items():
-            if name not in item.held or mem != Mem.INITIAL_VRF:
+        for name, mem in placed.local:
+            if mem != Mem.INITIAL_VRF or name not in held:
                 continue
             _, height, width, channels = self.tensors[name].shape
-            rows, buffer = item.held[name], self.buffer(item, name, mem)
+            buffer = self.buffer(item, name, mem)
+            if before is not None and before.images == item.images and name in before.stripe.held:
+                (low, _), (first, last) = held[name], before.stripe.held[name]
+                by = low - first
+                for row in range(low, last, by) if by else ():  # so many at a time that none is read and written
+                    source = At(mem, buffer.base + (row - first) * buffer.row, self.native, buffer.row)
+                    target = source._replace(address=source.address - by * buffer.row)
+                    rows = min(by, last - row)
+                    self.writer.chain(Source(source, 1), [target], buffer.row // self.native, rows)
+            if name not in fresh:
+                continue
             inner = range(placed.run.first, placed.run.last)
             right = max((readers_halo(self.tasks[i])[3] for i in self.tensors[name].heads if i in inner), default=0)
-            self.frame(buffer, image, rows, right, (height, width))
+            self.frame(buffer, image, fresh[name], right, (height, width))
             home = placed.homes.get(name, {}).get(Mem.DRAM)
             if home is not None:
-                low, high = max(rows[0], 0), min(rows[1], height)
-                source = Source(home.at(image, low, 0), self.vectors(channels))
-                self.writer.chain(source, [buffer.at(image, low, 0)], width, high - low)
+                low, high = max(fresh[name][0], 0), min(fresh[name][1], height)
+                source_rows = Source(home.at(image, low, 0), self.vectors(channels))
+                self.writer.chain(source_rows, [buffer.at(image, low, 0)], width, max(high - low, 0))
 
     def leave(self, name: str, placed: Placed) -> None:
         """Output `name` to the network queue, if the last chains of its layer have not written it there."""
@@ -185,7 +196,9 @@ class Chains:
         placed, task = item.placed, self.tasks[item.task]
         found = placed.local.get((name, mem))
         if found is not None:
-            return Buffer(mem, found.base, found.pixel, found.row, 0, item.images.start, item.held[name][0], found.left)
+            return Buffer(
+                mem, found.base, found.pixel, found.row, 0, item.images.start, item.stripe.held[name][0], found.left
+            )
         found = placed.homes[name][mem]
         return found.across() if self.is_across(placed, task) else found
 

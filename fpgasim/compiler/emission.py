@@ -11,9 +11,10 @@ import numpy as np
 
 from fpgasim.compiler.chains import Chains, Item
 from fpgasim.compiler.matrices import joined
-from fpgasim.compiler.placing import Placed, Planner, pinned_vectors, stripe_rows
+from fpgasim.compiler.placing import Placed, Planner, pinned_vectors
 from fpgasim.compiler.store import Store
 from fpgasim.compiler.streaming import Job, Resident, Stream
+from fpgasim.compiler.striping import stripes_of
 from fpgasim.compiler.tasks import Task, Tensor, lowest, make_tasks, tensors_of
 from fpgasim.compiler.writing import Writer
 from fpgasim.errors import CompileError, InputError
@@ -93,11 +94,13 @@ class _Emission:
                 inputs.append(self.port(entering, placed))
                 chains.enter(entering, placed)
             chains.begin(placed)
-            for (_, _), group in groupby(found, key=lambda item: (item.images.start, item.stripe)):
+            before: Item | None = None
+            for _, group in groupby(found, key=lambda item: (item.images.start, item.stripe.rows)):
                 part = list(group)
-                chains.stripe(part[0])
+                chains.stripe(part[0], before)
                 for item in part:
                     chains.item(item)
+                before = part[0]
             output = self.tasks[placed.run.last - 1].layer.output
             if self.tensors[output].is_output:
                 outputs.append(Port(output, segment.shapes[output]))
@@ -125,15 +128,14 @@ class _Emission:
     def items(self, placed: Placed) -> Iterator[Item]:
         """The work of a run in order: by image, stripe, layer and portion of its rows of tiles."""
         run = placed.run
-        n, height = self.tasks[run.last - 1].layer.out_shape[:2]
+        n = self.tasks[run.last - 1].layer.out_shape[0]
         images = [range(i, i + 1) for i in range(n)] if placed.by_image else [range(n)]
+        stripes = stripes_of(self.tasks, run, placed.rows)
         for several in images:
-            for first in range(0, height, placed.rows):
-                stripe = (first, min(first + placed.rows, height))
-                held, made = stripe_rows(self.tasks, run, *stripe)
-                for i in sorted(made):
+            for stripe in stripes:
+                for i in sorted(stripe.made):
                     for portion in self.portions(self.tasks[i]):
-                        yield Item(placed, i, several, stripe, held, made[i], portion)
+                        yield Item(placed, i, several, stripe, portion)
 
     def portions(self, task: Task) -> list[range]:
         """Rows of tiles that are worked on together: as many as half of MatrixRf holds, if they are streamed."""

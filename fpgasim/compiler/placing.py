@@ -2,17 +2,17 @@
 
 Layers run one after the other, each on whole tensors, while these fit. Where they do not, layers that follow each other
 are joined to a *run*, which goes through the image in stripes of rows: of the tensors between them only the rows that a
-stripe needs are kept (rows that two stripes need are computed twice). What still does not fit goes to DRAM, and the
-layers that read it bring stripes of it back.
+stripe needs are kept. What still does not fit goes to DRAM, and the layers that read it bring stripes of it back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fpgasim.compiler.memory import Buffer, Space
-from fpgasim.compiler.tasks import TAPPED, WINDOWED, Constants, Task, Tensor, readers_halo
+from fpgasim.compiler.striping import Run, stripes_of
+from fpgasim.compiler.tasks import WINDOWED, Constants, Task, Tensor, readers_halo
 from fpgasim.errors import CompileError
 from fpgasim.npu.device import Device
 from fpgasim.npu.isa import MAX_MFUS, Mem, addsub_vrf, multiply_vrf
@@ -21,16 +21,7 @@ from fpgasim.npu.programs import depth
 #: The most layers that are tried as one run.
 LONGEST_RUN = 8
 
-Rows = tuple[int, int]
 Halo = tuple[int, int, int, int]
-
-
-@dataclass(frozen=True)
-class Run:
-    """Layers `first` … `last` − 1, done in stripes together."""
-
-    first: int
-    last: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +41,10 @@ class Placed:
     local: Mapping[tuple[str, Mem], Buffer]
     room: Mapping[Mem, tuple[int, int]]
     packed: Mapping[str, Halo]
+
+
+#: Other runs, and other tensors in DRAM.
+_Change = tuple[list[Run], frozenset[str]]
 
 
 class Full(Exception):
@@ -78,33 +73,54 @@ class Planner:
             try:
                 return self.place(runs, spilled)
             except Full as full:
-                joined = self._joined(runs, spilled, full)
-                if joined is not None:
-                    runs = joined
-                    continue
-                name = self._to_spill(runs[full.index], spilled, full)
-                if name is None:
+                change = self._joined(runs, spilled, full) or self._spilled(runs, spilled, full)
+                if change is None:
                     layer = self.tasks[runs[full.index].last - 1].layer
                     raise CompileError(
                         f"layer {layer.name!r}: {full.what} takes {full.needed} vectors, and initial_vrf has "
                         f"{self.device.initial_vrf}, {self.pins[Mem.INITIAL_VRF]} of them for constants"
                     ) from None
-                spilled |= {name}
+                runs, spilled = change
 
-    def _joined(self, runs: list[Run], spilled: frozenset[str], full: Full) -> list[Run] | None:
-        """`runs` with those around the one that does not fit joined, such that it does; None where that is no way."""
-        for count in range(2, LONGEST_RUN + 1):
-            for start in range(max(0, full.index - count + 1), min(full.index, len(runs) - count) + 1):
+    def _fits(self, runs: Sequence[Run], spilled: frozenset[str], until: int) -> bool:
+        try:
+            self.place(runs, spilled, until)
+        except Full:
+            return False
+        return True
+
+    def _around(self, runs: list[Run], index: int, least: int) -> Iterator[tuple[list[Run], int]]:
+        """`runs` with from `least` to `LONGEST_RUN` of those around `index` joined, and the joined one's number."""
+        for count in range(least, LONGEST_RUN + 1):
+            for start in range(max(0, index - count + 1), min(index, len(runs) - count) + 1):
                 run = Run(runs[start].first, runs[start + count - 1].last)
-                if run.last - run.first > LONGEST_RUN or not self._may_join(run):
-                    continue
-                candidate = [*runs[:start], run, *runs[start + count :]]
-                try:
-                    self.place(candidate, spilled, start + 1)
-                except Full:
-                    continue
-                return candidate
+                if run.last - run.first <= LONGEST_RUN and self._may_join(run):
+                    yield [*runs[:start], run, *runs[start + count :]], start
+
+    def _joined(self, runs: list[Run], spilled: frozenset[str], full: Full) -> _Change | None:
+        """Runs around the one that does not fit joined, such that it does; the fewest."""
+        for joined, number in self._around(runs, full.index, 2):
+            if self._fits(joined, spilled, number + 1):
+                return joined, spilled
         return None
+
+    def _spilled(self, runs: list[Run], spilled: frozenset[str], full: Full) -> _Change | None:
+        """One more tensor in DRAM: the smallest with which the run fits, be it one that lies idle or what the run, or
+        one joined around it, makes. Where none is enough, the largest that there is."""
+        options: list[tuple[int, _Change]] = []
+        for joined, number in self._around(runs, full.index, 1):
+            name = self.tasks[joined[number].last - 1].layer.output
+            if name not in spilled and self._fits(joined, spilled | {name}, number + 1):
+                options.append((self._vectors(name), (joined, spilled | {name})))
+        names = [name for name in full.lying if name not in spilled]
+        for name in names:
+            if self._fits(runs, spilled | {name}, full.index + 1):
+                options.append((self._vectors(name), (runs, spilled | {name})))
+        if options:
+            return min(options, key=lambda option: option[0])[1]
+        output = self.tasks[runs[full.index].last - 1].layer.output
+        names += [output] if output not in spilled else []
+        return (runs, spilled | {max(names, key=self._vectors)}) if names else None
 
     def _may_join(self, run: Run) -> bool:
         """Whether every tensor inside the run is made and read there alone, row by row."""
@@ -114,19 +130,6 @@ class Planner:
             if tensor.is_output or not tensor.used or not all(reader in inside for reader in tensor.used):
                 return False
         return all(self.tasks[i].layer.head not in ("reshape", "matmul") for i in inside)
-
-    def _to_spill(self, run: Run, spilled: frozenset[str], full: Full) -> str | None:
-        """The tensor to keep in DRAM instead: an idle one, the largest first; else what the run makes or reads."""
-        busy = {name for i in range(run.first, run.last) for name in self._names(i)}
-        output = self.tasks[run.last - 1].layer.output
-        candidates = [name for name in full.lying if name not in spilled]
-        if output not in spilled and output not in candidates:
-            candidates.append(output)
-        return min(
-            candidates,
-            key=lambda name: (name in busy, name != output, -self._vectors(name)),
-            default=None,
-        )
 
     def _names(self, i: int) -> list[str]:
         task = self.tasks[i]
@@ -277,18 +280,17 @@ class _Placing:
         """Vectors of InitialVrf that one row at a time takes."""
         return sum(
             rows * self.local_shape(name, run)[0] // self.planner.device.native_dim
-            for name, rows in self.local_rows(run, 1).items()
+            for name, (rows, _) in self.local_rows(run, 1).items()
         )
 
-    def local_rows(self, run: Run, rows: int) -> dict[str, int]:
-        """How many rows of each local tensor a stripe holds at most."""
-        height = self.planner.tasks[run.last - 1].layer.out_shape[1]
-        found: dict[str, int] = {}
-        for first in range(0, height, rows):
-            held, _ = stripe_rows(self.planner.tasks, run, first, min(first + rows, height))
-            for name, (low, high) in held.items():
+    def local_rows(self, run: Run, rows: int) -> dict[str, tuple[int, bool]]:
+        """How many rows of each local tensor a stripe holds at most, and whether the next one needs some of them."""
+        found: dict[str, tuple[int, bool]] = {}
+        for stripe in stripes_of(self.planner.tasks, run, rows):
+            for name, (low, high) in stripe.held.items():
                 if self.is_local(name, run):
-                    found[name] = max(found.get(name, 0), high - low)
+                    most, stays = found.get(name, (0, False))
+                    found[name] = max(most, high - low), stays or stripe.fresh.get(name, (high, high))[0] > low
         return found
 
     def is_local(self, name: str, run: Run) -> bool:
@@ -319,13 +321,13 @@ class _Placing:
                 taken.append((mem, base, size))
             return base
 
-        for name, count in self.local_rows(run, rows).items():
+        for name, (count, stays) in self.local_rows(run, rows).items():
             tensor = self.planner.tensors[name]
             row, pixel, left = self.local_shape(name, run)
             whole = any(i in inside for i in tensor.heads)
             for mem in dict.fromkeys(mem for i, mem in tensor.operands if i in inside):
                 plain = tensor.shape[2] * pixel
-                base = take(name, mem, count * plain // native) if mem.is_addsub else None
+                base = take(name, mem, count * plain // native) if mem.is_addsub and not stays else None
                 if base is None:
                     whole = True
                 else:
@@ -357,48 +359,6 @@ class _Placing:
             vectors = self.planner.of(task.layer.out_shape[3])
             if room[Mem.INITIAL_VRF][1] < vectors:
                 raise Full(index, "one pixel between two passes", vectors, self.lying())
-
-
-def stripe_rows(tasks: Sequence[Task], run: Run, first: int, last: int) -> tuple[dict[str, Rows], dict[int, Rows]]:
-    """The rows of each tensor that a stripe reads, halo included, and those that each layer makes in it.
-
-    Rows `first` … `last` − 1 are those of the run's output.
-    """
-    held: dict[str, Rows] = {tasks[run.last - 1].layer.output: (first, last)}
-    made: dict[int, Rows] = {}
-    for i in range(run.last - 1, run.first - 1, -1):
-        task = tasks[i]
-        low, high = held.get(task.layer.output, (0, 0))
-        low, high = max(low, 0), min(high, task.layer.out_shape[1])
-        if low >= high:  # the stripe sees nothing but the halo
-            continue
-        made[i] = low, high
-        wanted = [(name, rows_read(task, low, high)) for name in task.layer.inputs]
-        wanted += [(step.tensor, (low, high)) for step in task.steps() if step.tensor is not None]
-        for name, (a, b) in wanted:
-            c, d = held.get(name, (a, b))
-            held[name] = min(a, c), max(b, d)
-    del held[tasks[run.last - 1].layer.output]
-    return held, made
-
-
-def rows_read(task: Task, low: int, high: int) -> Rows:
-    """The input rows that output rows `low` … `high` − 1 need; for a convolution those of its halo as well."""
-    layer = task.layer
-    height = layer.in_shape[1]
-    match layer.head:
-        case "reshape":
-            return 0, height
-        case "upsample":
-            return low // layer.repeat[0], (high - 1) // layer.repeat[0] + 1
-        case "concat" | "pointwise" | "matmul":
-            return low, high
-    window = task.window
-    reach = window.dilation[0] * (window.kernel[0] - 1) + 1
-    first, last = low * window.stride[0] - window.pads[0], (high - 1) * window.stride[0] - window.pads[0] + reach
-    if layer.head in TAPPED:
-        first, last = min(max(first, 0), height - 1), max(min(last, height), 1)
-    return first, last
 
 
 def pinned_vectors(device: Device, constants: Constants, tasks: Sequence[Task]) -> dict[Mem, tuple[int, bool]]:
