@@ -386,7 +386,9 @@ def test_the_thread_count_of_the_environment_reaches_both_sides(monkeypatch):
     session = fs.compile(plan_of(interrupted()))
     assert num_threads() == session._threads == 3
     (cpu,) = session._steps[1].runner._sessions.values()
-    assert cpu.get_session_options().intra_op_num_threads == 3
+    options = cpu.get_session_options()
+    assert options.intra_op_num_threads == 3
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
 def test_where_every_step_rounds_the_results_at_the_limit_are_counted():
