@@ -11,6 +11,7 @@ from fpgasim.npu.device import Device, Hazard, described
 from fpgasim.npu.systolic import DATAFLOWS, Dataflow
 
 _NPU = "github.com/intel/fpga-npu"
+_DEFINES = f"{_NPU}, simulator/inc/defines.h"
 
 
 def _device(name: str, sources: Mapping[str, str], **fields: Any) -> Device:
@@ -24,6 +25,12 @@ _SOURCES: dict[str, dict[str, str]] = {}
 _SHAPE = ("native_dim", "lanes", "tiles", "clock_hz")
 
 
+def _mvm_stages(lanes: int, tiles: int) -> int:
+    """Stages of the matrix unit in the cycle model of Intel's open NPU: register read 1, way to the engines 8, multiply
+    2, adder tree 1 a level, accumulate 4, reduction log2 T + 5, register write 1."""
+    return 21 + (lanes - 1).bit_length() + (tiles - 1).bit_length()
+
+
 def _brainwave(
     name: str,
     native_dim: int,
@@ -34,12 +41,7 @@ def _brainwave(
     hazard: Hazard = "in_order",
     **fitted: int,
 ) -> Device:
-    """A preset of Fowers et al., ISCA 2018, Table III; what the table leaves out is in docs/devices.md.
-
-    The matrix unit's stages are those of Intel's open NPU (github.com/intel/fpga-npu, simulator/inc/defines.h):
-    register read 1, way to the engines 8, multiply 2, adder tree 1 a level, accumulate 4, reduction log2 T + 5,
-    register write 1.
-    """
+    """A preset of Fowers et al., ISCA 2018, Table III; what the table leaves out is in docs/devices.md."""
     return _device(
         name,
         dict.fromkeys((*_SHAPE, "mrf_tiles", "mfus"), "ISCA 2018, Table III")
@@ -51,7 +53,7 @@ def _brainwave(
         mrf_tiles=mrf_tiles,
         mfus=2,
         clock_hz=mhz * 1_000_000,
-        mvm_latency=21 + (lanes - 1).bit_length() + (tiles - 1).bit_length(),
+        mvm_latency=_mvm_stages(lanes, tiles),
         hazard=hazard,
         **fitted,
     )
@@ -86,22 +88,43 @@ def _overlay(name: str, shape: str, native_dim: int, lanes: int, tiles: int, mhz
     The stages behind the matrix unit are counted in its register transfer code; `mvm_latency` and `start_cycles` are
     fitted to ten of its published cycle counts (docs/microarchitecture.md, section 6).
     """
-    code = ("mfu_latency", "external_latency", "loader_latency", "pass_rows", "mfus", "engine", "hazard")
+    code = ("mfu_latency", "external_latency", "loader_latency", "pass_rows")
     fitted = "fitted to 10 rows of its RTL" if name == "intel_npu_7t40d40l" else "as fitted to intel_npu_7t40d40l"
+    latencies = dict.fromkeys(code, _NPU) | dict.fromkeys(("mvm_latency", "start_cycles"), fitted)
+    stages = {"mvm_latency": 73, "mfu_latency": 21, "start_cycles": 29}
+    return _of_overlay(name, shape, latencies, native_dim, lanes, tiles, mhz, **stages, **fields)
+
+
+def _overlay_of_the_cycle_model(
+    name: str, shape: str, native_dim: int, lanes: int, tiles: int, mhz: int, **fields: Any
+) -> Device:
+    """Such an engine of which only its authors' cycle model is known, with the latencies that this has: a register read,
+    three function units in a row, a write back. Nothing is fitted."""
+    stages = {"mvm_latency": _mvm_stages(lanes, tiles), "mfu_latency": 9, "external_latency": 1, "loader_latency": 5}
+    latencies = dict.fromkeys((*stages, "pass_rows"), _DEFINES)
+    return _of_overlay(name, shape, latencies, native_dim, lanes, tiles, mhz, **stages, **fields)
+
+
+def _of_overlay(
+    name: str,
+    shape: str,
+    latencies: Mapping[str, str],
+    native_dim: int,
+    lanes: int,
+    tiles: int,
+    mhz: int,
+    **fields: Any,
+) -> Device:
+    given = [field for field in fields if field not in latencies]
     return _device(
         name,
-        dict.fromkeys((*_SHAPE, *fields), shape)
-        | dict.fromkeys(code, _NPU)
-        | dict.fromkeys(("mvm_latency", "start_cycles"), fitted),
+        dict.fromkeys((*_SHAPE, *given), shape) | latencies | dict.fromkeys(("mfus", "engine", "hazard"), _NPU),
         native_dim=native_dim,
         lanes=lanes,
         tiles=tiles,
         mrf_tiles=1024,
         mfus=2,
         clock_hz=mhz * 1_000_000,
-        mvm_latency=73,
-        mfu_latency=21,
-        start_cycles=29,
         hazard="data",
         engine="overlay",
         **fields,
@@ -138,7 +161,7 @@ DEVICES: dict[str, Device] = {
         _convolutional(),
         _overlay("intel_npu_7t40d40l", "FPT 2020, Table I", 40, 40, 7, 300, cores=2, interleave=3, pass_rows=12),
         _overlay("intel_4t120d40l", "FCCM 2019, Table III", 120, 40, 4, 275),
-        _overlay("bw_6t400d40l", "FCCM 2019, Table I", 400, 40, 6, 250),
+        _overlay_of_the_cycle_model("bw_6t400d40l", "FCCM 2019, Table I", 400, 40, 6, 250),
     )
 }
 _SYSTOLIC = re.compile(rf"systolic_(\d{{1,4}})x(\d{{1,4}})_({'|'.join(DATAFLOWS)})")
