@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("file", metavar="FILE.asm")
 @click.option("-o", "--out", metavar="FILE.fpgaprog", help="Write a program file, not words.")
-@click.option("--device", default="bw_a10", show_default=True, help="See `fpgasim devices`.")
+@click.option("--device", default="bw_a10", show_default=True, help="See `fpgasim devices`; or a .yaml file.")
 @click.option("--format", "format_", default="bw_1s5e5m", show_default=True, help="See `fpgasim formats`.")
 def asm(file: str, out: str | None, device: str, format_: str) -> None:
     """Translate the assembly in FILE.asm to words, after a check that DEVICE can execute them."""

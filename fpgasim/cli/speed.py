@@ -10,7 +10,7 @@ import click
 
 @click.command()
 @click.argument("models", nargs=-1)
-@click.option("--device", default="bw_a10", show_default=True, help="See `fpgasim devices`.")
+@click.option("--device", default="bw_a10", show_default=True, help="See `fpgasim devices`; or a .yaml file.")
 @click.option("--format", "format_", default="msfp16", show_default=True, help="See `fpgasim formats`.")
 @click.option("--accumulator", help="How terms add up; default: as the device does.")
 @click.option("--kernels", metavar="NAME", help="Kernel backend; see `fpgasim kernels`.")

@@ -2,6 +2,7 @@
 
 from fpgasim.npu.assembly import assemble, disassemble
 from fpgasim.npu.device import Device
+from fpgasim.npu.device_files import load_device
 from fpgasim.npu.interpreter import State, execute, initial_state
 from fpgasim.npu.layers import Layer, Stage
 from fpgasim.npu.numbers import Numbers, resolve_numbers
@@ -32,6 +33,7 @@ __all__ = [
     "get_device",
     "initial_state",
     "layer_timing",
+    "load_device",
     "resolve_numbers",
     "segment_timing",
     "simulate",

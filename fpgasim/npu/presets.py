@@ -98,8 +98,8 @@ def _overlay(name: str, shape: str, native_dim: int, lanes: int, tiles: int, mhz
 def _overlay_of_the_cycle_model(
     name: str, shape: str, native_dim: int, lanes: int, tiles: int, mhz: int, **fields: Any
 ) -> Device:
-    """Such an engine of which only its authors' cycle model is known, with the latencies that this has: a register read,
-    three function units in a row, a write back. Nothing is fitted."""
+    """Such an engine of which only its authors' cycle model is known, with that model's latencies: a register read, three
+    function units in a row, a write back. Nothing is fitted."""
     stages = {"mvm_latency": _mvm_stages(lanes, tiles), "mfu_latency": 9, "external_latency": 1, "loader_latency": 5}
     latencies = dict.fromkeys((*stages, "pass_rows"), _DEFINES)
     return _of_overlay(name, shape, latencies, native_dim, lanes, tiles, mhz, **stages, **fields)
@@ -170,16 +170,21 @@ _SYSTOLIC = re.compile(rf"systolic_(\d{{1,4}})x(\d{{1,4}})_({'|'.join(DATAFLOWS)
 def get_device(device: str | Device) -> Device:
     """The device called `device`, or `device` itself when it already is one.
 
-    `systolic_32x16_ws` is an array of 32 rows and 16 columns. Raises UnknownNameError for a name that is not among
-    `DEVICES` and no such array, DeviceError for an array without cells.
+    `systolic_32x16_ws` is an array of 32 rows and 16 columns; a name that ends in .yaml or .yml is a file (see
+    `load_device`). Raises UnknownNameError for a name that is not among `DEVICES` and nothing of the kind, DeviceError
+    for an array without cells and for a file that describes no device.
     """
     if isinstance(device, Device):
         return device
+    if isinstance(device, str) and device.endswith((".yaml", ".yml")):
+        from fpgasim.npu.device_files import load_device
+
+        return load_device(device)
     array = _SYSTOLIC.fullmatch(device) if isinstance(device, str) else None
     if array:
         return _systolic(array[0], int(array[1]), int(array[2]), cast(Dataflow, array[3]))
     if not isinstance(device, str) or device not in DEVICES:
-        raise UnknownNameError("device", device, (*DEVICES, "systolic_RxC_(os|ws|is)"))
+        raise UnknownNameError("device", device, (*DEVICES, "systolic_RxC_(os|ws|is)", "FILE.yaml"))
     return DEVICES[device]
 
 

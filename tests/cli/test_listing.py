@@ -34,7 +34,7 @@ def test_devices_as_json_say_what_is_assumed(fpgasim):
 
 
 def test_an_unknown_device_is_one_line_that_lists_the_known_ones(refused):
-    known = ", ".join((*DEVICES, "systolic_RxC_(os|ws|is)"))
+    known = ", ".join((*DEVICES, "systolic_RxC_(os|ws|is)", "FILE.yaml"))
     assert refused("devices", "bw_x", exit_code=4) == f"no device 'bw_x'; there are {known}"
 
 
