@@ -33,7 +33,7 @@ def planned(command: Command) -> Command:
             help="latency: the shortest time; coverage: all that the FPGA can compute.",
         ),
         click.option("--format", "format_", default="bw_1s5e5m", show_default=True, help="See `fpgasim formats`."),
-        click.option("--device", default="bw_a10", show_default=True, help="See `fpgasim devices`."),
+        click.option("--device", default="bw_a10", show_default=True, help="See `fpgasim devices`; or a .yaml file."),
         click.option(
             "--weights",
             help=f"Checkpoint for a zoo network (ONNX, safetensors, npz, PyTorch), or `{PRETRAINED}` for trained ones "
@@ -51,12 +51,12 @@ def _partition(graph: Graph, device: str, format_: str, objective: str) -> Plan:
     return fpgasim.partition(graph, device, format_, objective=objective)  # type: ignore[arg-type]
 
 
-def _plan(model: str, weights: str | None, device: str, format_: str, objective: str) -> Plan:
+def make_plan(model: str, weights: str | None, device: str, format_: str, objective: str) -> Plan:
     """The plan saved in the file `model`, else the one of that model."""
     return open_plan(model) or _partition(open_model(model, weights), device, format_, objective)
 
 
-def _provenance(model: str, weights: str | None, plan: Plan) -> dict[str, Any]:
+def plan_provenance(model: str, weights: str | None, plan: Plan) -> dict[str, Any]:
     return provenance(
         model=model,
         weights=weights,
@@ -145,7 +145,7 @@ def run(
     host = {"compile_s": compiled - started, "run_s": ended - compiled}
     if json_:
         result = {
-            "provenance": _provenance(model, weights, plan) | {"kernels": session.kernels.name},
+            "provenance": plan_provenance(model, weights, plan) | {"kernels": session.kernels.name},
             "outputs": {
                 name: {
                     "shape": got.shape,
@@ -198,11 +198,11 @@ def partition(
     """
     from fpgasim.report import runs
 
-    plan = _plan(model, weights, device, format_, objective)
+    plan = make_plan(model, weights, device, format_, objective)
     if save is not None:
         plan.save(save)
     if json_:
-        click.echo(to_json({"provenance": _provenance(model, weights, plan), "plan": runs.plan_json(plan)}))
+        click.echo(to_json({"provenance": plan_provenance(model, weights, plan), "plan": runs.plan_json(plan)}))
         return
     show(plan.explain(), *([f"\nwrote {save}"] if save else []))
 
@@ -220,10 +220,10 @@ def simulate(
     from fpgasim.report import runs
     from fpgasim.runtime import plan_timing
 
-    plan = _plan(model, weights, device, format_, objective)
+    plan = make_plan(model, weights, device, format_, objective)
     timing = plan_timing(plan)
     if json_:
-        result = {"provenance": _provenance(model, weights, plan), "fpga_mac_share": plan.fpga_mac_share}
+        result = {"provenance": plan_provenance(model, weights, plan), "fpga_mac_share": plan.fpga_mac_share}
         click.echo(to_json(result | {"timing": runs.timing_json(timing)}))
         return
     show(runs.title(plan), runs.placement_line(plan), "")

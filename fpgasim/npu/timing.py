@@ -56,10 +56,13 @@ class LayerTiming:
 class SegmentTiming:
     """What the layers of a segment cost one after another, the weights of the next streaming in meanwhile.
 
-    `fits_on_chip` says whether all matrices fit into the matrix register file at once; they are streamed all the same.
+    `spans` are the begin and end of each layer's work, in cycles from the first load; until the next layer's begin its
+    weights are waited for. `fits_on_chip` says whether all matrices fit into the matrix register file at once; they are
+    streamed all the same.
     """
 
     layers: tuple[LayerTiming, ...]
+    spans: tuple[tuple[int, int], ...]
     cycles: int
     seconds: float
     utilization: float
@@ -188,13 +191,16 @@ def segment_timing(layers: Iterable[Layer], device: str | Device, numbers: Numbe
     order = tuple(layers)
     rows = tuple(layer_timing(layer, d, numbers) for layer in order)
     cycles = rows[0].load_cycles if rows else 0
+    spans = []
     for i, row in enumerate(rows):
         compute = row.compute_cycles
         if d.hazard == "data" and i and not _reads(order[i], order[i - 1]):
             compute -= min(row.fill_cycles, rows[i - 1].compute_cycles)
+        spans.append((cycles, cycles + compute))
         cycles += max(compute, rows[i + 1].load_cycles if i + 1 < len(rows) else 0)
     return SegmentTiming(
         layers=rows,
+        spans=tuple(spans),
         cycles=cycles,
         seconds=cycles / d.clock_hz,
         utilization=_utilization(sum(row.macs for row in rows), cycles, d),
