@@ -34,7 +34,7 @@ NUMBERS = {
     "msfp16-fp32-sums": resolve_numbers(DEVICE, "msfp16", "fp32", "khwc", "fp32"),
     "msfp12-tree": resolve_numbers(DEVICE, "msfp12", "fp16", "tree(3)", "fp16"),
     "msfp16-bf16": resolve_numbers(DEVICE, "msfp16", "bf16", "khwc", "bf16"),
-    "msfp14-chwk": resolve_numbers(DEVICE, "msfp14", "fp32", "chwk", "bf16"),
+    "msfp14-chwk": resolve_numbers(DEVICE, "msfp14", "fp16", "chwk", "bf16"),
     "fixed": resolve_numbers(DEVICE, "msfp13", "fixed(16,6,saturate)", "khwc", "fp16"),
     "mxfp8": resolve_numbers(DEVICE, "mxfp8_e4m3", "fp32", "tree(2)", "fp32"),
     "fp32": resolve_numbers(DEVICE, "fp32"),

@@ -41,7 +41,7 @@ from .engine import DEVICE, block, blocked, chain, numbers_like
 N = DEVICE.native_dim
 SIZE = 24  # vectors that each file holds at the beginning
 FILES = [Mem.INITIAL_VRF, Mem.ADDSUB_VRF_0, Mem.ADDSUB_VRF_1, Mem.MULTIPLY_VRF_0, Mem.MULTIPLY_VRF_1]
-NUMBERS = resolve_numbers(DEVICE, "msfp13", "fp32", "chwk", "fp16")
+NUMBERS = resolve_numbers(DEVICE, "msfp13", "fp16", "chwk", "fp16")
 
 Elements = dict[Mem, list[float]]
 
@@ -171,7 +171,7 @@ def chains(draw: st.DrawFn) -> list[Instruction]:
         read: Instruction = VRd(Mem.NET_QUEUE)
     else:
         read = kind(Mem.INITIAL_VRF, draw(st.integers(0, 5)) * scale, draw(step) * scale, draw(step) * scale)
-    found = [read, *([MvMul(draw(st.integers(0, 9)))] if draw(st.booleans()) else [])]
+    found = [read, *([MvMul(draw(st.integers(0, 9)))] if draw(st.integers(0, 2)) else [])]
     for m in (0, 1):
         units = [
             draw(st.sampled_from([VvAdd, VvASubB, VvBSubA, VvMax]))(
