@@ -55,11 +55,11 @@ def program(*blocks: list[Instruction] | Block, device: Device = DEVICE, accumul
 def product(source: int, target: int, tile: int = 0, add: int | None = None) -> list[Instruction]:
     """v_rd, mv_mul, (vv_add,) v_wr, end_chain: four words or five."""
     middle = [] if add is None else [VvAdd(Mem.ADDSUB_VRF_0, add)]
-    return [VRd(Mem.INITIAL_VRF, source), MvMul(tile), *middle, VWr(Mem.INITIAL_VRF, target), EndChain()]
+    return [VRd(Mem.INITIAL_VRF, source), MvMul(tile), *middle, VWr(Mem.INITIAL_VRF, target, 3), EndChain()]
 
 
 def pointwise(source: int, target: int, mem: Mem = Mem.INITIAL_VRF) -> list[Instruction]:
-    return [VRd(mem, source), VRelu(), VWr(Mem.INITIAL_VRF, target), EndChain()]
+    return [VRd(mem, source), VRelu(), VWr(Mem.INITIAL_VRF, target, 3), EndChain()]
 
 
 def sizes(rows: int = 1, columns: int = 1, x: int = 1) -> list[Instruction]:
@@ -145,8 +145,8 @@ def test_two_writes_to_one_memory_take_two_turns_of_its_port():
         *sizes(x=3),
         VRd(Mem.INITIAL_VRF, 0),
         MvMul(0),
-        VWr(Mem.INITIAL_VRF, 9),
-        VWr(Mem.INITIAL_VRF, 10),
+        VWr(Mem.INITIAL_VRF, 9, 3),
+        VWr(Mem.INITIAL_VRF, 10, 3),
         EndChain(),
     ]
     p = program(words)
