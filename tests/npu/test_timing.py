@@ -442,11 +442,15 @@ def any_layer(draw):
     return layer(head, (n, *size, c), (n, *size, c), stages=chain or stages("relu"))
 
 
-#: A device and numbers that it computes in.
+#: A device, each layer waiting for the one before, and numbers that it computes in.
 any_place = st.sampled_from(
     [
         (device, resolve_numbers(device, key, accumulator, order))
-        for device in (TOY, get_device("bw_a10"), dataclasses.replace(get_device("bw_s10"), native_dim=320))
+        for device in (
+            TOY,
+            get_device("bw_a10"),
+            dataclasses.replace(get_device("bw_s10"), native_dim=320, hazard="in_order"),
+        )
         for key in (("bw_1s5e5m", "fp32") if device is TOY else ("bw_1s5e5m", "msfp16", "mxint8", "fp32"))
         for accumulator, order in (("exact", "khwc"), ("fp32", "khwc"), ("fp16", "tree(3)"))
     ]
