@@ -1,4 +1,4 @@
-/* fs_bytes_conv2d for one variant: tiles of up to FS_BYTES_PIXELS pixels times 2 * FS_LANES outputs. 7 pixels divide the
+/* The byte convolution of one variant with vectors of bytes: tiles of up to FS_BYTES_PIXELS pixels times 2 * FS_LANES outputs. 7 pixels divide the
    56, 28, 14 and 7 of the usual networks, 4 pixels do with 16 registers.
 
    A dot product d ends as the float 1.5 * 2^23 + d (fs_bytes_pack); one fused multiply-subtract turns that into d * 2^sw,
@@ -8,7 +8,7 @@
 
    A variant defines FS_BYTES_PIXELS, FS_DOT(d, x, w), which adds to each lane of d the products of four bytes of x by
    four of w, FS_FMADD, FS_FMSUB and FS_WIDEN, float64 of FS_LANES / 2 floats. */
-#include "common.h"
+#include "bytes_tile.h"
 
 enum { PANEL = 2 * FS_LANES, PIXELS = FS_BYTES_PIXELS };
 typedef int32_t v_dots __attribute__((vector_size(4 * FS_LANES), aligned(4), may_alias));
@@ -19,14 +19,6 @@ typedef double v_wide __attribute__((vector_size(4 * FS_LANES), aligned(8), may_
 /* Keeps a loop-carried sum in one register; without it GCC 12 copies each of them twice per turn. */
 #define PIN(v) __asm__("" : "+v"(v))
 
-/* x in all lanes is written x - 0: adding 0 would turn a -0 into 0 and so be an operation. */
-typedef struct {
-  ptrdiff_t a_pixel, s_pixel, out_pixel; /* from one pixel of the tile to the next */
-  const fs_term *terms;
-  int64_t num_terms, quads;
-  const uint8_t *w;
-  int64_t outs;
-} tile_work;
 
 /* Exact sums of FS_LANES outputs. */
 typedef struct {
@@ -56,10 +48,11 @@ FS_INLINE v_dots four_bytes(const uint8_t *x) {
   return quad + (v_dots){0};
 }
 
-/* px pixels at `a` with scales at `s`, blocks of 4 * quads (0: as many as `o` says), into `out`. */
-FS_INLINE void micro(const int px, const int64_t known_quads, const int exact, const tile_work *o, const uint8_t *a,
+/* px pixels at `codes` with scales at `s`, terms of 4 * known_quads codes (0: as many as they say), into `out`. A float
+   in all lanes is written x - 0: adding 0 would turn a -0 into 0 and so be an operation. */
+FS_INLINE void micro(const int px, const int64_t known_quads, const int exact, const tile_work *o, const void *codes,
                      const float *s, float *out) {
-  const int64_t quads = known_quads ? known_quads : o->quads;
+  const uint8_t *a = codes;
   const ptrdiff_t a_pixel = o->a_pixel, s_pixel = o->s_pixel;
   const v_sums magic = 12582912.0f - (v_sums){0};
   const uint8_t *w = o->w;
@@ -70,7 +63,8 @@ FS_INLINE void micro(const int px, const int64_t known_quads, const int exact, c
       if (exact) sum[i][j] = (wide){{0}, {0}};
       else c[i][j] = (v_sums){0};
     }
-  for (int64_t k = 0; k < o->num_terms; k++, w += PANEL * (8 + 4 * quads)) {
+  for (int64_t k = 0, quads; k < o->num_terms; k++, w += PANEL * (8 + 4 * quads)) {
+    quads = known_quads ? known_quads : o->terms[k].size / 4;
     const uint8_t *ak = a + o->terms[k].code;
     const float *sk = s + o->terms[k].scale;
     const v_dots *start = (const v_dots *)w;
@@ -139,10 +133,10 @@ FS_INLINE void micro(const int px, const int64_t known_quads, const int exact, c
   }
 }
 
-typedef void micro_fn(const tile_work *o, const uint8_t *a, const float *s, float *out);
-#define MICRO(name, px, quads, exact)                                                                             \
-  static __attribute__((noinline)) void name##_##px(const tile_work *o, const uint8_t *a, const float *s, float *r) { \
-    micro(px, quads, exact, o, a, s, r);                                                                          \
+#define MICRO(name, px, quads, exact)                                                                            \
+  static __attribute__((noinline)) void name##_##px(tile_work *o, int n, const void *codes, const float *s, float *out) { \
+    (void)n;                                                                                                   \
+    micro(px, quads, exact, o, codes, s, out);                                                                   \
   }
 #define MICRO_4(name, quads, exact) \
   MICRO(name, 1, quads, exact) MICRO(name, 2, quads, exact) MICRO(name, 3, quads, exact) MICRO(name, 4, quads, exact)
@@ -165,57 +159,7 @@ static micro_fn *const micros[2][2][PIXELS + 1] = {
     {{0, NAMES(fp32_any)}, {0, NAMES(fp32_16)}},
     {{0, NAMES(exact)}, {0, NAMES(exact)}},
 };
-
-static __attribute__((noinline)) int64_t bytes_conv2d(const fs_conv *c, int32_t exact, const fs_bytes *x,
-                                                      const fs_term *terms, const uint8_t *packed,
-                                                      const fs_chain *chain, int64_t first_pixel, int64_t last_pixel,
-                                                      int64_t first_panel, int64_t last_panel, float *scratch,
-                                                      float *result) {
-  const fs_window *v = &c->window;
-  const int64_t filters = c->outputs / c->groups, panels = (filters + PANEL - 1) / PANEL;
-  const int64_t n = v->kernel_height * v->kernel_width * c->group_blocks, panel_bytes = n * PANEL * (8 + x->block);
-  const int64_t pixel_bytes = x->blocks * x->block, column = v->stride_width;
-  micro_fn *const *table = micros[exact][x->block == 16];
-  tile_work o = {column * pixel_bytes, column * x->blocks, c->outputs, terms, n, x->block / 4, NULL, 0};
-  /* Tiles of about equal width; a row of outputs never shares a tile with the next. */
-  const int64_t per_row = (v->out_width + PIXELS - 1) / PIXELS;
-  const int64_t width = (v->out_width + per_row - 1) / per_row;
-  /* As many pixels as have their results in a quarter of a megabyte of cache until the chain has passed over them. */
-  const int64_t together = 65536 / c->outputs / width * width, step = together > 0 ? together : width;
-  int64_t saturated = 0;
-  for (int64_t begin = first_pixel; begin < last_pixel; begin += step) {
-    const int64_t end = begin + step < last_pixel ? begin + step : last_pixel;
-    for (int64_t panel = first_panel; panel < last_panel; panel++) {
-      const int64_t group = panel / panels, skip = panel % panels * PANEL, output = group * filters + skip;
-      o.outs = filters - skip < PANEL ? filters - skip : PANEL;
-      const int64_t first_block = group * (c->channels / c->groups) / c->block;
-      o.w = packed + panel * panel_bytes;
-      int64_t line = begin / v->out_width, at = begin % v->out_width;
-      for (int64_t p = begin; p < end;) {
-        const int64_t row = line / v->out_height * x->height + line % v->out_height * v->stride_height;
-        const int64_t stop = v->out_width - at < end - p ? v->out_width : at + end - p;
-        for (; at < stop; at += width) {
-          const int64_t pixel = row * x->width + at * column, left = stop - at, px = left < width ? left : width;
-          table[px](&o, x->codes + pixel * pixel_bytes + first_block * x->block, x->scales + pixel * x->blocks + first_block,
-                    result + p * c->outputs + output);
-          p += px;
-        }
-        line++, at = 0;
-      }
-    }
-    if (chain)
-      saturated += stages_of_type(chain->stages, chain->count, chain->pointwise, 1, result, c->outputs, begin, end,
-                                  scratch, chain->rounded, result);
-  }
-  return saturated;
-}
-
-int64_t FS_FN(fs_bytes_conv2d)(const fs_conv *c, int32_t exact, const fs_bytes *x, const fs_term *terms,
-                               const uint8_t *packed, const fs_chain *chain, int64_t first_pixel, int64_t last_pixel,
-                               int64_t first_panel, int64_t last_panel, float *scratch, float *result) {
-  fs_fp_state state = fs_fp_enter();
-  const int64_t saturated = bytes_conv2d(c, exact, x, terms, packed, chain, first_pixel, last_pixel, first_panel,
-                                         last_panel, scratch, result);
-  fs_fp_leave(state);
-  return saturated;
-}
+FS_INLINE micro_fn *const *micros_of(int32_t exact, int64_t block) { return micros[exact][block == 16]; }
+typedef uint8_t code;
+FS_INLINE void leave_tiles(void) {}
+#include "bytes_layer_body.h"

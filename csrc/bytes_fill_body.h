@@ -18,13 +18,14 @@ FS_INLINE void finish_block(int64_t block, int32_t exponent, int64_t fraction_bi
 }
 
 static void clear(const fs_bytes *to, int64_t pixel, int64_t pixels) {
-  memset(to->codes + pixel * to->blocks * to->block, FS_BYTES_BIAS, (size_t)(pixels * to->blocks * to->block));
+  memset((uint8_t *)to->codes + pixel * to->row, FS_BYTES_BIAS, (size_t)(pixels * to->row));
   for (int64_t i = pixel * to->blocks; i < (pixel + pixels) * to->blocks; i++) to->scales[i] = 1.0f;
 }
 
 static __attribute__((noinline)) void fill(const fs_format *f, const fs_source *from, const fs_bytes *to,
                                            int64_t first_row, int64_t last_row, fs_range *range) {
-  const int64_t block = to->block;
+  /* Rows may be longer than the layer has channels; the rest of them are zeros. */
+  const int64_t block = to->block, channels = from->channels < to->row ? from->channels : to->row;
   if (range->largest < (from->values ? f->max_code : 128)) range->largest = from->values ? f->max_code : 128;
   for (int64_t row = first_row; row < last_row; row++) {
     const int64_t r = row % to->height - from->top, pixel = row * to->width;
@@ -38,18 +39,19 @@ static __attribute__((noinline)) void fill(const fs_format *f, const fs_source *
     int64_t at = (pixel + from->left) * to->blocks;
     for (int64_t i = 0; i < from->columns; i++)
       for (int64_t b = 0; b < to->blocks; b++, at++) {
-        const int64_t source = first + i * from->column_stride, left = from->channels - b * block;
-        uint8_t *codes = to->codes + at * block;
+        const int64_t source = first + i * from->column_stride, left = channels - b * block;
+        const int64_t size = b + 1 < to->blocks ? block : to->tail;
+        uint8_t *codes = (uint8_t *)to->codes + (at / to->blocks) * to->row + b * block;
         if (!from->values) {
-          memcpy(codes, from->codes + (source * to->blocks + b) * block, (size_t)block);
-          finish_block(block, from->exponents[source * to->blocks + b], from->fraction_bits, codes, to->scales + at, range);
+          memcpy(codes, from->codes + (source * to->blocks + b) * block, (size_t)size);
+          finish_block(size, from->exponents[source * to->blocks + b], from->fraction_bits, codes, to->scales + at, range);
           continue;
         }
         const float *x = from->values + source * from->channels + b * block;
         const int64_t n = left < block ? left : block;
         const int32_t e = n == 16 ? encode_block(f, x, 16, FS_EVEN, 0, 0, codes) : encode_block(f, x, n, FS_EVEN, 0, 0, codes);
-        memset(codes + n, 0, (size_t)(block - n));
-        finish_block(block, e, f->mantissa_bits - 1, codes, to->scales + at, range);
+        memset(codes + n, 0, (size_t)(size - n));
+        finish_block(size, e, f->mantissa_bits - 1, codes, to->scales + at, range);
       }
   }
 }

@@ -57,7 +57,7 @@ class Native(NativeUnit):
         self.name = f"native-{ffi.string(variant.name).decode()}"
         self._variant = variant
         self._weights: WeightCache[_Packed] = WeightCache()
-        self.bytes_convolution = BytesConvolution(variant)
+        self.bytes_convolution = BytesConvolution(variant.bytes)
 
     def peak(self) -> float:
         """Integer multiply-accumulates a second that one thread does when it does nothing else, measured."""

@@ -26,6 +26,7 @@ class _Packed:
     weights: Array
     range: Any
     panels: int
+    panel_bytes: int
 
 
 @dataclass(frozen=True)
@@ -34,24 +35,26 @@ class _Place:
 
     conv: Any
     terms: Array
+    tail: int
+    step: int
     source: dict[str, int]
     buffer: tuple[int, int, int]
     result: tuple[int, ...]
 
 
 class BytesConvolution:
-    """The byte convolution of one variant."""
+    """The byte convolutions of one variant, `kernels[0]` for fp32 sums and `kernels[1]` for exact ones."""
 
-    def __init__(self, variant: Any) -> None:
-        self._variant = variant
+    def __init__(self, kernels: Any) -> None:
+        self._kernels = kernels
         self._weights: WeightCache[_Packed] = WeightCache()
         self._places: WeightCache[_Place] = WeightCache()
         self._scratch = threading.local()
 
     @property
     def there(self) -> bool:
-        """Whether the variant has one."""
-        return bool(self._variant.bytes_panel)
+        """Whether the variant has any."""
+        return bool(self._kernels[0])
 
     def layer(
         self,
@@ -73,11 +76,12 @@ class BytesConvolution:
         order = "khwc" if exact else order  # exact sums do not depend on it
         if not self._takes(x, w, groups) or (accumulator, order) not in _SUMS:
             return None
-        key = (groups, order, window.kernel)
-        packed = self._weights.get(w, key, lambda: self._pack(w, window, groups, order))
+        kernels = self._kernels[exact]
+        key = (groups, order, window.kernel, kernels.layout)
+        packed = self._weights.get(w, key, lambda: _pack(kernels, w, window, groups, order))
         shape = _shape(x)
-        place = self._places.get(w, (*key, shape, window), lambda: _place(shape, w, window, groups, order))
-        image, activations = self._fill(x, place, threads)
+        place = self._places.get(w, (*key, shape, window), lambda: _place(kernels, shape, w, window, groups, order))
+        image, activations = self._fill(kernels, x, place, threads)
         if not lib.fs_bytes_fit(place.conv, exact, activations, packed.range):
             return None
         result = np.empty(place.result, np.float32) if out is None else out.reshape(place.result)
@@ -87,9 +91,9 @@ class BytesConvolution:
 
         def run(first: int, last: int, first_panel: int, last_panel: int) -> int:
             scratch = np.empty(0 if chain is None else chain.count * lib.FS_PIECE, np.float32)
-            saturated: int = self._variant.bytes_conv2d(
-                place.conv, exact, image, terms, weights, ffi.NULL if chain is None else chain, first, last,
-                first_panel, last_panel, pointer("float", scratch), to,
+            saturated: int = kernels.conv2d(
+                place.conv, exact, image, terms, weights, packed.panel_bytes, ffi.NULL if chain is None else chain,
+                first, last, first_panel, last_panel, pointer("float", scratch), to,
             )  # fmt: skip
             return saturated
 
@@ -110,27 +114,15 @@ class BytesConvolution:
         spans = _group_blocks(w, groups)
         return min(spans) == max(spans)
 
-    def _pack(self, w: Operand, window: Window, groups: int, order: str) -> _Packed:
-        assert w.exponents is not None
-        panel, outputs = self._variant.bytes_panel, len(w.mantissas)
-        panels = groups * -(-(outputs // groups) // panel)
-        conv = _conv(w, window, groups, {"kernel_height": window.kernel[0], "kernel_width": window.kernel[1]})
-        terms = window.kernel[0] * window.kernel[1] * conv.group_blocks
-        room = np.empty(panels * terms * panel * (8 + w.block) + 64, np.uint8)
-        weights = room[-room.ctypes.data % 64 :]
-        powers = _no_range()
-        lib.fs_bytes_pack(
-            conv, panel, self._variant.bytes_bias, order == "chwk", pointer("int8_t", w.mantissas),
-            pointer("int16_t", w.exponents), w.fraction_bits, pointer("uint8_t", weights), powers,
-        )  # fmt: skip
-        return _Packed(weights, powers, panels)
-
-    def _fill(self, x: Operand | Unquantized, place: _Place, threads: int) -> tuple[Any, Any]:
+    def _fill(self, kernels: Any, x: Operand | Unquantized, place: _Place, threads: int) -> tuple[Any, Any]:
         """The buffer of activations, and the powers of its blocks."""
         images, height, width = place.buffer
         blocks, block = place.conv.blocks, place.conv.block
-        codes, scales = self._buffers(images * height * width * blocks, block)
-        image = ffi.new("fs_bytes *", (codes, scales, images, height, width, blocks, block))
+        row = (blocks - 1) * block + place.tail
+        row_bytes = 2 * row if kernels.layout == lib.FS_BFLOAT16 else row
+        codes, scales = self._buffers(images * height * width, row_bytes, blocks)
+        shape = images, height, width, blocks, block, place.tail, row, place.step
+        image = ffi.new("fs_bytes *", (codes, scales, *shape))
         source = ffi.new("fs_source *", place.source)
         form = ffi.NULL
         if isinstance(x, Unquantized):
@@ -143,7 +135,7 @@ class BytesConvolution:
 
         def run(first: int, last: int) -> Any:
             powers = _no_range()
-            self._variant.bytes_fill(form, source, image, first, last, powers)
+            kernels.fill(form, source, image, first, last, powers)
             return powers
 
         powers, *others = split(images * height, threads, run)
@@ -152,12 +144,19 @@ class BytesConvolution:
             powers.nan |= other.nan
         return image, powers
 
-    def _buffers(self, blocks: int, block: int) -> tuple[Any, Any]:
+    def _buffers(self, pixels: int, row_bytes: int, blocks: int) -> tuple[Any, Any]:
         """Room for codes and scales, kept by this thread from layer to layer."""
+        codes = pixels * row_bytes + -pixels * row_bytes % 64
         room = getattr(self._scratch, "room", None)
-        if room is None or room.size < blocks * (block + 4):
-            room = self._scratch.room = np.empty(blocks * (block + 4), np.uint8)
-        return ffi.cast("uint8_t *", room.ctypes.data + 4 * blocks), ffi.cast("float *", room.ctypes.data)
+        if room is None or room.size < codes + 4 * pixels * blocks:
+            room = self._scratch.room = _aligned(codes + 4 * pixels * blocks)
+        return ffi.cast("void *", room.ctypes.data), ffi.cast("float *", room.ctypes.data + codes)
+
+
+def _aligned(size: int) -> Array:
+    """Bytes that begin with a line of the cache."""
+    room = np.empty(size + 64, np.uint8)
+    return room[-room.ctypes.data % 64 :]
 
 
 def _no_range() -> Any:
@@ -187,8 +186,31 @@ def _conv(w: Operand, window: Window, groups: int, place: dict[str, int]) -> Any
     })  # fmt: skip
 
 
+def _pack(kernels: Any, w: Operand, window: Window, groups: int, order: str) -> _Packed:
+    assert w.exponents is not None
+    panel, outputs = kernels.panel, len(w.mantissas)
+    panels = groups * -(-(outputs // groups) // panel)
+    conv = _conv(w, window, groups, {"kernel_height": window.kernel[0], "kernel_width": window.kernel[1]})
+    layout, (tail, _) = kernels.layout, _row(kernels, w, groups)
+    panel_bytes = lib.fs_bytes_panel(conv, panel, layout, _terms(conv, tail, order)[1])
+    weights = _aligned(panels * panel_bytes)
+    powers = _no_range()
+    lib.fs_bytes_pack(
+        conv, panel, layout, tail, order == "chwk", pointer("int8_t", w.mantissas),
+        pointer("int16_t", w.exponents), w.fraction_bits, pointer("uint8_t", weights), powers,
+    )  # fmt: skip
+    return _Packed(weights, powers, panels, panel_bytes)
+
+
+def _row(kernels: Any, w: Operand, groups: int) -> tuple[int, int]:
+    """How many codes of a pixel's last block are kept, as many whole steps as hold its channels; and the step."""
+    step = lib.fs_bytes_step(w.block, kernels.layout)
+    left = w.channels - (w.blocks - 1) * w.block
+    return w.block if groups > 1 else -(-left // step) * step, step
+
+
 def _place(
-    shape: tuple[int, int, int, int], w: Operand, window: Window, groups: int, order: str
+    kernels: Any, shape: tuple[int, int, int, int], w: Operand, window: Window, groups: int, order: str
 ) -> _Place:
     n, height, width, channels = shape
     oh, ow = window.output_size(height, width)
@@ -210,8 +232,8 @@ def _place(
         buffer = (n, reach[0], reach[1])
         fields |= {"height": reach[0], "width": reach[1]}
     conv = _conv(w, window, groups, fields)
-    terms = np.empty((window.kernel[0] * window.kernel[1] * conv.group_blocks, 2), np.int32)
-    lib.fs_bytes_terms(conv, order == "chwk", pointer("fs_term", terms))
+    tail, step = _row(kernels, w, groups)
+    terms, _ = _terms(conv, tail, order)
     source = {
         "height": height,
         "width": width,
@@ -223,4 +245,10 @@ def _place(
         "row_stride": strides[0],
         "column_stride": strides[1],
     }
-    return _Place(conv, terms, source, buffer, (n, oh, ow, len(w.mantissas)))
+    return _Place(conv, terms, tail, step, source, buffer, (n, oh, ow, len(w.mantissas)))
+
+
+def _terms(conv: Any, tail: int, order: str) -> tuple[Array, int]:
+    """What each term of a sum reads, as `fs_term`, and how many codes all of them."""
+    terms = np.empty((conv.window.kernel_height * conv.window.kernel_width * conv.group_blocks, 3), np.int32)
+    return terms, lib.fs_bytes_terms(conv, tail, order == "chwk", pointer("fs_term", terms))

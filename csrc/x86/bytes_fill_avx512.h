@@ -1,39 +1,48 @@
-/* fs_bytes_fill with AVX-512: activations quantized, or already quantized ones, into the buffer of a byte convolution. */
+/* fs_bytes_fill with AVX-512: activations quantized, or already quantized ones, into the buffer of a byte convolution.
+   A variant whose layout is bfloat16 defines FS_FILL_BFLOAT16; otherwise it is biased bytes. */
 #include "quantize_avx512.h"
+
+#ifdef FS_FILL_BFLOAT16
+typedef uint16_t fill_code;
+FS_INLINE fill_code fill_code_of(int32_t mantissa, float scale) { return (uint16_t)(fs_bits((float)mantissa * scale) >> 16); }
+#else
+typedef uint8_t fill_code;
+FS_INLINE fill_code fill_code_of(int32_t mantissa, float scale) {
+  (void)scale;
+  return (uint8_t)(mantissa + 128);
+}
+#endif
 
 FS_INLINE void widen(fs_range *range, int32_t power) {
   range->low = power < range->low ? power : range->low;
   range->high = power > range->high ? power : range->high;
 }
 
-/* One block of n numbers in a buffer of `block`, for any of them; the slow way. */
-static __attribute__((noinline)) void fill_block(const fs_format *f, const float *x, int64_t n, uint8_t *codes,
-                                                 float *scale, fs_range *range) {
+/* One block of n numbers in a buffer of `size`, for any of them; the slow way. */
+static __attribute__((noinline)) void fill_block(const fs_format *f, const float *x, int64_t n, int64_t size,
+                                                 fill_code *codes, float *scale, fs_range *range) {
   int32_t largest = 0;
   for (int64_t i = 0; i < n; i++) {
     const int32_t u = (int32_t)(fs_bits(x[i]) & 0x7fffffffu);
     largest = u > largest ? u : largest;
   }
-  memset(codes, 0x80, (size_t)f->block);
-  *scale = 1.0f;
+  for (int64_t i = 0; i < size; i++) codes[i] = fill_code_of(0, 1.0f);
+  float of_block = 1.0f;
   if (largest >= 0x7f800000) {
-    *scale = NAN;
     range->nan = 1;
-    return;
+  } else if (largest > 0) {
+    int32_t s = ilogbf(fs_float((uint32_t)largest)), any = 0;
+    s = s < f->exponent_low ? f->exponent_low : s > f->exponent_high ? f->exponent_high : s;
+    const int32_t power = s - (f->mantissa_bits - 1);
+    for (int64_t i = 0; i < n; i++) {
+      double q = nearbyint((double)x[i] * fs_power(-power));
+      q = q > f->max_code ? f->max_code : q < -f->max_code ? -f->max_code : q;
+      any |= (int32_t)q;
+      codes[i] = fill_code_of((int32_t)q, (float)fs_power(power));
+    }
+    if (any) of_block = (float)fs_power(power), widen(range, power);
   }
-  if (largest == 0) return;
-  int32_t s = ilogbf(fs_float((uint32_t)largest)), any = 0;
-  s = s < f->exponent_low ? f->exponent_low : s > f->exponent_high ? f->exponent_high : s;
-  const int32_t power = s - (f->mantissa_bits - 1);
-  for (int64_t i = 0; i < n; i++) {
-    double q = nearbyint((double)x[i] * fs_power(-power));
-    q = q > f->max_code ? f->max_code : q < -f->max_code ? -f->max_code : q;
-    any |= (int32_t)q;
-    codes[i] = (uint8_t)((int32_t)q ^ 0x80);
-  }
-  if (!any) return;
-  *scale = (float)fs_power(power);
-  widen(range, power);
+  if (scale) *scale = of_block;
 }
 
 /* What the blocks of one fill share. */
@@ -43,87 +52,106 @@ typedef struct {
   scale_bits seen;
 } filling;
 
+/* 16 blocks of 16 * v numbers, where quantize_avx512.h has a quick way for them. */
+FS_INLINE int fill_16(filling *o, const float *x, const float *const *at, int64_t v, fill_code *codes, float *scales) {
+#ifdef FS_FILL_BFLOAT16
+  (void)scales;
+  return quantize_16_to_bfloat16(o->f, x, at, v, codes, &o->seen);
+#else
+  return quantize_16_blocks(o->f, x, at, v, codes, NULL, scales, &o->seen);
+#endif
+}
+
 /* `blocks` blocks in a row. The last 16 may overlap those before and write the same again. */
-FS_INLINE void fill_run(filling *o, const float *x, const int64_t v, int64_t blocks, uint8_t *codes, float *scales) {
+FS_INLINE void fill_run(filling *o, const float *x, const int64_t v, int64_t blocks, fill_code *codes, float *scales) {
   for (int64_t b = 0; b < blocks; b = b + 16 < blocks && b + 32 > blocks ? blocks - 16 : b + 16)
-    if (!quantize_16_blocks(o->f, x + b * v * 16, NULL, v, codes + b * v * 16, NULL, scales + b, &o->seen))
+    if (!fill_16(o, x + b * v * 16, NULL, v, codes + b * v * 16, scales + b))
       for (int64_t i = b; i < b + 16; i++)
-        fill_block(o->f, x + i * v * 16, v * 16, codes + i * v * 16, scales + i, o->range);
+        fill_block(o->f, x + i * v * 16, v * 16, v * 16, codes + i * v * 16, scales + i, o->range);
 }
 
 enum { FILL_LARGEST_BLOCK = 128 };
 
-/* Up to 16 blocks from wherever they are, each of n[i] numbers. */
+/* Up to 16 blocks from wherever they are, block i of n[i] numbers; those that are not `size` long are `tail` long in
+   the buffer. */
 static __attribute__((noinline)) void fill_some(filling *o, const float *const *x, const int64_t *n, int64_t count,
-                                                uint8_t *codes, float *scales) {
-  const int64_t block = o->f->block;
-  if (block % 16 == 0 && block <= FILL_LARGEST_BLOCK) {
+                                                int64_t size, int64_t tail, fill_code *codes, float *scales) {
+  fill_code some_codes[16 * FILL_LARGEST_BLOCK];
+  float some_scales[16] = {0};
+  int done = 0;
+  if (size % 16 == 0 && size <= FILL_LARGEST_BLOCK) {
     float padded[16][FILL_LARGEST_BLOCK];
     const float *at[16];
-    uint8_t some_codes[16 * FILL_LARGEST_BLOCK];
-    float some_scales[16];
     for (int64_t i = 0; i < 16; i++) {
-      const int64_t from = i < count ? i : 0;
       at[i] = i < count ? x[i] : at[0];
-      if (n[from] == block || i >= count) continue;
+      if (i >= count || n[i] == size) continue;
       memcpy(padded[i], x[i], (size_t)n[i] * sizeof(float));
-      memset(padded[i] + n[i], 0, (size_t)(block - n[i]) * sizeof(float));
+      memset(padded[i] + n[i], 0, (size_t)(size - n[i]) * sizeof(float));
       at[i] = padded[i];
     }
-    if (quantize_16_blocks(o->f, NULL, at, block / 16, some_codes, NULL, some_scales, &o->seen)) {
-      memcpy(codes, some_codes, (size_t)(count * block));
-      memcpy(scales, some_scales, (size_t)count * sizeof(float));
-      return;
-    }
+    done = fill_16(o, NULL, at, size / 16, some_codes, some_scales);
   }
-  for (int64_t i = 0; i < count; i++) fill_block(o->f, x[i], n[i], codes + i * block, scales + i, o->range);
+  for (int64_t i = 0; i < count; i++) {
+    const int64_t stored = n[i] < size ? tail : size;
+    if (done) {
+      memcpy(codes, some_codes + i * size, (size_t)stored * sizeof *codes);
+      scales[i] = some_scales[i];
+    } else {
+      fill_block(o->f, x[i], n[i], stored, codes, scales + i, o->range);
+    }
+    codes += stored;
+  }
 }
 
 /* A row of pixels, `step` floats apart. */
 static void fill_values(filling *o, const fs_source *from, const fs_bytes *to, const float *x, int64_t step,
-                        uint8_t *codes, float *scales) {
-  const int64_t block = to->block, blocks = to->blocks, all = from->columns * blocks;
-  if (step == blocks * block && block % 16 == 0 && all >= 16) {
-    if (block == 16) fill_run(o, x, 1, all, codes, scales);
-    else if (block == 32) fill_run(o, x, 2, all, codes, scales);
-    else if (block == 128) fill_run(o, x, 8, all, codes, scales);
-    else fill_run(o, x, block / 16, all, codes, scales);
+                        fill_code *codes, float *scales) {
+  /* A lone block need not be longer than its tail. Rows may be longer than the layer has channels; the rest of them are
+     zeros. */
+  const int64_t channels = from->channels < to->row ? from->channels : to->row;
+  const int64_t blocks = to->blocks, all = from->columns * blocks;
+  const int64_t size = blocks == 1 ? (to->tail + 15) / 16 * 16 : to->block;
+  if (step == blocks * size && size == to->tail && size % 16 == 0 && all >= 16) {
+    if (size == 16) fill_run(o, x, 1, all, codes, scales);
+    else if (size == 32) fill_run(o, x, 2, all, codes, scales);
+    else if (size == 64) fill_run(o, x, 4, all, codes, scales);
+    else if (size == 128) fill_run(o, x, 8, all, codes, scales);
+    else fill_run(o, x, size / 16, all, codes, scales);
     return;
   }
   const float *at[16];
-  int64_t n[16], count = 0;
+  int64_t n[16], count = 0, stored = 0;
   for (int64_t i = 0; i < from->columns; i++)
     for (int64_t b = 0; b < blocks; b++) {
-      const int64_t left = from->channels - b * block;
-      at[count] = x + i * step + b * block;
-      n[count++] = left < block ? left : block;
+      const int64_t left = channels - b * size; /* b is 0 where the size is not the block */
+      at[count] = x + i * step + b * size;
+      n[count++] = left < size ? left : size;
+      stored += b + 1 < blocks ? size : to->tail;
       if (count < 16 && i * blocks + b + 1 < all) continue;
-      fill_some(o, at, n, count, codes, scales);
-      codes += count * block, scales += count, count = 0;
+      fill_some(o, at, n, count, size, to->tail, codes, scales);
+      codes += stored, scales += count, count = stored = 0;
     }
 }
 
 /* A pixel of blocks that are quantized already. */
 static void fill_codes(const fs_source *from, const fs_bytes *to, const int8_t *m, const int16_t *exponents,
-                       uint8_t *codes, float *scales, fs_range *range) {
-  for (int64_t b = 0; b < to->blocks; b++, m += to->block, codes += to->block) {
-    int32_t any = 0;
-    if (to->block == 16) {
-      const __m128i v = _mm_loadu_si128((const __m128i *)m);
-      any = !_mm_testz_si128(v, v);
-      _mm_storeu_si128((__m128i *)codes, _mm_xor_si128(v, _mm_set1_epi8((char)0x80)));
-    } else {
-      for (int64_t k = 0; k < to->block; k++) any |= m[k], codes[k] = (uint8_t)m[k] ^ 0x80;
-    }
+                       fill_code *codes, float *scales, fs_range *range) {
+  for (int64_t b = 0; b < to->blocks; b++, m += to->block) {
+    const int64_t size = b + 1 < to->blocks ? to->block : to->tail;
     const int32_t power = (int32_t)(exponents[b] - from->fraction_bits);
+    const float scale = (float)fs_power(power);
+    int32_t any = 0;
+    for (int64_t k = 0; k < size; k++) any |= m[k], codes[k] = fill_code_of(m[k], scale);
+    codes += size;
     scales[b] = 1.0f;
     if (exponents[b] == FS_NAN_EXPONENT) range->nan = 1;
-    else if (any) scales[b] = (float)fs_power(power), widen(range, power);
+    else if (any) scales[b] = scale, widen(range, power);
   }
 }
 
 static void clear(const fs_bytes *to, int64_t pixel, int64_t pixels) {
-  memset(to->codes + pixel * to->blocks * to->block, 0x80, (size_t)(pixels * to->blocks * to->block));
+  fill_code *codes = (fill_code *)to->codes + pixel * to->row;
+  for (int64_t i = 0; i < pixels * to->row; i++) codes[i] = fill_code_of(0, 1.0f);
   for (int64_t i = pixel * to->blocks; i < (pixel + pixels) * to->blocks; i++) to->scales[i] = 1.0f;
 }
 
@@ -140,14 +168,14 @@ static __attribute__((noinline)) void fill(const fs_format *f, const fs_source *
     clear(to, pixel, from->left);
     clear(to, pixel + from->left + from->columns, to->width - from->left - from->columns);
     const int64_t first = (row / to->height * from->height + r * from->row_stride) * from->width;
-    uint8_t *codes = to->codes + (pixel + from->left) * to->blocks * to->block;
+    fill_code *codes = (fill_code *)to->codes + (pixel + from->left) * to->row;
     float *scales = to->scales + (pixel + from->left) * to->blocks;
     if (from->values) {
       fill_values(&o, from, to, from->values + first * from->channels, from->column_stride * from->channels, codes,
                   scales);
       continue;
     }
-    for (int64_t i = 0; i < from->columns; i++, codes += to->blocks * to->block, scales += to->blocks) {
+    for (int64_t i = 0; i < from->columns; i++, codes += to->row, scales += to->blocks) {
       const int64_t block = (first + i * from->column_stride) * to->blocks;
       fill_codes(from, to, from->codes + block * to->block, from->exponents + block, codes, scales, range);
     }

@@ -43,23 +43,26 @@ FS_INLINE void store_codes(const float *const x[4], const float inverse[4], cons
   _mm512_storeu_si512(codes, p);
 }
 
-/* 16 blocks of 16 * v numbers, block i at x + 16 * v * i, or at[i] if `at` is not NULL, as codes and `exponents`; or
-   where that is NULL as codes + 128 and scales, with `seen` widened. Integer mantissas of up to 7 bits, ties to even.
-   Writes nothing and returns 0 where a block needs the slow way: not finite, above the highest exponent, or so near
-   the ends of the float numbers that its scale or the inverse might leave the normal ones. */
-FS_INLINE int quantize_16_blocks(const fs_format *f, const float *x, const float *const *at, int64_t v, uint8_t *codes,
-                                 int16_t *exponents, float *scales, scale_bits *seen) {
-  const int32_t fraction_bits = f->mantissa_bits - 1, top = f->exponent_high + 127;
+/* One vector of a block: where 16 blocks of 16 * v numbers are one after the other from x on, or block i is at at[i]. */
+FS_INLINE const float *vector_of(const float *x, const float *const *at, int64_t v, int64_t block, int64_t i) {
+  return at ? at[block] + 16 * i : x + 16 * (v * block + i);
+}
+
+/* The scales, powers of two, of 16 such blocks with integer mantissas of up to 7 bits, and their `exponents`, or where
+   that is NULL `seen` widened. Returns 0 where a block needs the slow way: not finite, above the highest exponent, or so
+   near the ends of the float numbers that 2^24 scales or the inverse of one might leave the normal ones. */
+FS_INLINE int scales_of_16(const fs_format *f, const float *x, const float *const *at, int64_t v, int16_t *exponents,
+                           scale_bits *seen, __m512i *scale) {
+  const int32_t fraction_bits = f->mantissa_bits - 1, top = f->exponent_high + 127, end = 228;
   const __m512i one = _mm512_set1_epi32(0x3f800000), fraction = _mm512_set1_epi32(fraction_bits << 23);
-#define BLOCK(i) (at ? at[i] : x + (int64_t)(i) * v * 16)
   __m512i a[16];
   for (int i = 0; i < 16; i++) {
-    a[i] = magnitude(BLOCK(i));
-    for (int64_t j = 1; j < v; j++) a[i] = _mm512_max_epu32(a[i], magnitude(BLOCK(i) + 16 * j));
+    a[i] = magnitude(vector_of(x, at, v, i, 0));
+    for (int64_t j = 1; j < v; j++) a[i] = _mm512_max_epu32(a[i], magnitude(vector_of(x, at, v, i, j)));
   }
   const __m512i e = _mm512_and_si512(max_of_each(a), _mm512_set1_epi32(0x7f800000));
   const __mmask16 tiny = _mm512_cmplt_epu32_mask(e, _mm512_set1_epi32(27 << 23));
-  if (_mm512_cmpgt_epu32_mask(e, _mm512_set1_epi32((top < 252 ? top : 252) << 23))) return 0;
+  if (_mm512_cmpgt_epu32_mask(e, _mm512_set1_epi32((top < end ? top : end) << 23))) return 0;
   if (tiny) { /* zeros are common and get the scale 1 */
     for (int i = 0; i < 16; i++)
       if (tiny >> i & 1 && _mm512_test_epi32_mask(a[i], a[i])) return 0;
@@ -73,12 +76,21 @@ FS_INLINE int quantize_16_blocks(const fs_format *f, const float *x, const float
   }
   __m512i power = _mm512_max_epi32(e, _mm512_set1_epi32((f->exponent_low + 127) << 23));
   power = _mm512_mask_mov_epi32(power, tiny, _mm512_add_epi32(one, fraction));
-  const __m512i scale = _mm512_sub_epi32(power, fraction);
+  *scale = _mm512_sub_epi32(power, fraction);
   if (!exponents) {
-    seen->low = _mm512_mask_min_epi32(seen->low, (__mmask16)~tiny, seen->low, scale);
-    seen->high = _mm512_mask_max_epi32(seen->high, (__mmask16)~tiny, seen->high, scale);
-    _mm512_storeu_si512(scales, scale);
+    seen->low = _mm512_mask_min_epi32(seen->low, (__mmask16)~tiny, seen->low, *scale);
+    seen->high = _mm512_mask_max_epi32(seen->high, (__mmask16)~tiny, seen->high, *scale);
   }
+  return 1;
+}
+
+/* 16 such blocks as codes and `exponents`; or where that is NULL as codes + 128 and scales, with `seen` widened. Ties
+   to even. Writes nothing and returns 0 where scales_of_16 does. */
+FS_INLINE int quantize_16_blocks(const fs_format *f, const float *x, const float *const *at, int64_t v, uint8_t *codes,
+                                 int16_t *exponents, float *scales, scale_bits *seen) {
+  __m512i scale;
+  if (!scales_of_16(f, x, at, v, exponents, seen, &scale)) return 0;
+  if (!exponents) _mm512_storeu_si512(scales, scale);
   float inverse[16] __attribute__((aligned(64)));
   _mm512_store_si512(inverse, _mm512_sub_epi32(_mm512_set1_epi32(0x7f000000), scale));
   const __m512i bounds[2] = {_mm512_set1_epi8((char)-f->max_code), _mm512_set1_epi8((char)f->max_code)};
@@ -88,12 +100,36 @@ FS_INLINE int quantize_16_blocks(const fs_format *f, const float *x, const float
     float each[4];
     for (int j = 0; j < 4; j++) {
       const int64_t b = (4 * i + j) / v;
-      from[j] = BLOCK(b) + (4 * i + j) % v * 16;
+      from[j] = vector_of(x, at, v, b, (4 * i + j) % v);
       each[j] = inverse[b];
     }
     store_codes(from, each, bounds, flip, codes + 64 * i);
   }
-#undef BLOCK
+  return 1;
+}
+
+/* 16 such blocks as bfloat16, mantissas times their block's scale; otherwise as quantize_16_blocks without exponents.
+   Adding 1.5 * 2^23 scales rounds to a multiple of the scale. */
+FS_INLINE int quantize_16_to_bfloat16(const fs_format *f, const float *x, const float *const *at, int64_t v,
+                                      uint16_t *values, scale_bits *seen) {
+  __m512i scale;
+  if (!scales_of_16(f, x, at, v, NULL, seen, &scale)) return 0;
+  float rounder[16], bound[16];
+  _mm512_storeu_ps(rounder, _mm512_mul_ps(_mm512_castsi512_ps(scale), _mm512_set1_ps(12582912.0f)));
+  _mm512_storeu_ps(bound, _mm512_mul_ps(_mm512_castsi512_ps(scale), _mm512_set1_ps((float)f->max_code)));
+  const __m512i upper_halves = _mm512_add_epi16(_mm512_set1_epi16(1), _mm512_slli_epi16(_mm512_set_epi16(
+      31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), 1));
+  for (int64_t i = 0; i < 16 * v; i += 2) {
+    __m512 y[2];
+    for (int j = 0; j < 2; j++) {
+      const int64_t b = (i + j) / v;
+      const __m512 r = _mm512_set1_ps(rounder[b]);
+      y[j] = _mm512_sub_ps(_mm512_add_ps(_mm512_loadu_ps(vector_of(x, at, v, b, (i + j) % v)), r), r);
+      y[j] = _mm512_range_ps(y[j], _mm512_set1_ps(bound[b]), 2); /* the smaller magnitude, with the sign of y */
+    }
+    _mm512_storeu_si512(values + 16 * i,
+                        _mm512_permutex2var_epi16(_mm512_castps_si512(y[0]), upper_halves, _mm512_castps_si512(y[1])));
+  }
   return 1;
 }
 
@@ -173,7 +209,7 @@ FS_INLINE int64_t quantize_run(const fs_format *f, const float *x, const int64_t
 
 /* What quantize_body.h asks first: whole blocks of a multiple of 16 numbers one after the other, ties to even. Returns
    how many are done; the next 16, or all that are left, need the slow way. */
-static __attribute__((noinline)) int64_t quantize_fast(const fs_format *f, const float *x, int64_t blocks, char *codes,
+static __attribute__((noinline, unused)) int64_t quantize_fast(const fs_format *f, const float *x, int64_t blocks, char *codes,
                                                        int16_t *exponents) {
   switch (f->block) { /* with a constant width the loops unroll */
     case 16: return quantize_run(f, x, 1, blocks, codes, exponents);

@@ -39,6 +39,7 @@ SHAPES = [
     (1, 6, 6, 96, 72, 3, padded(1, 1, 1, 1)),
     (1, 5, 5, 37, 50, 1, padded(1, 0, 0, 1)),
     (1, 3, 23, 5, 3, 1, Window((2, 2))),
+    (1, 2, 30, 200, 20, 1, padded(1, 1, 1, 1)),
 ]
 FORMATS = ["msfp16", "msfp12", "mxint8", "bw_1s5e5m", "fp12agx", "msfp11:4", "msfp16:64", "mxint8:20"]
 
@@ -92,9 +93,10 @@ def test_sums_that_round_are_rounded_in_order(
 
 
 @pytest.mark.parametrize("kind", ["any", "finite", "tiny", "zeros", "spread"])
+@pytest.mark.parametrize("accumulator", ["fp32", "exact"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_numbers_of_every_kind_are_quantized_as_by_the_reference(
-    unit: BytesConvolution, name: str, kind: str, numbers: Any, blocked: Any, same_bits: Any
+    unit: BytesConvolution, name: str, accumulator: str, kind: str, numbers: Any, blocked: Any, same_bits: Any
 ) -> None:
     rng = np.random.default_rng(13)
     fmt = format_of(name)
@@ -108,9 +110,9 @@ def test_numbers_of_every_kind_are_quantized_as_by_the_reference(
             part[...] = one[..., : part.shape[-1]]
         x = numbers(rng, kind, 1, 3, 17, channels)
         weights = blocked(w, fmt)
-        got = unit.layer(Unquantized(x, fmt), weights, Window((1, 1)), 1, "fp32", "khwc", None, 1)
+        got = unit.layer(Unquantized(x, fmt), weights, Window((1, 1)), 1, accumulator, "khwc", None, 1)
         if got is not None:
-            expected = reference.conv2d(blocked(x, fmt), weights, Window((1, 1)), 1, "fp32", "khwc", 1)
+            expected = reference.conv2d(blocked(x, fmt), weights, Window((1, 1)), 1, accumulator, "khwc", 1)
             assert same_bits(got[0], expected)
         else:
             assert kind in ("any", "finite", "tiny", "spread")
@@ -130,6 +132,9 @@ def extreme(fill: int, exponent: int, shape: tuple[int, ...]) -> Operand:
         (100, 5, "fp32", True),
         (100, 6, "fp32", False),  # a term may overflow
         (0, 104, "fp32", False),
+        (120, -20, "exact", True),
+        (121, -20, "fp32", False),  # a mantissa times its scale may overflow
+        (-60, -66, "exact", True),
         (NAN_EXPONENT, 0, "fp32", False),
         (0, NAN_EXPONENT, "exact", False),
     ],
@@ -161,3 +166,17 @@ def test_a_dot_product_of_more_than_22_bits_is_not_taken(unit: BytesConvolution)
         x, w = extreme(127, 0, (1, 1, 1, block)), extreme(127, 0, (1, 1, 1, block))
         got = unit.layer(x, w, Window((1, 1)), 1, "fp32", "khwc", None, 1)
         assert (got is not None) == taken
+
+
+@pytest.mark.parametrize("name", ["msfp16", "mxint8", "bw_1s5e5m"])
+@pytest.mark.parametrize("accumulator", ["fp32", "exact"])
+def test_rows_may_be_longer_than_the_layer_has_channels(
+    unit: BytesConvolution, name: str, accumulator: str, numbers: Any, blocked: Any, same_bits: Any
+) -> None:
+    rng, fmt = np.random.default_rng(14), CATALOGUE[name]
+    x = numbers(rng, "ordinary", 1, 3, 9, 75)
+    w = blocked(numbers(rng, "ordinary", 35, 1, 1, 75), fmt)
+    rows = np.concatenate([x, np.zeros((*x.shape[:-1], -75 % fmt.block), np.float32)], axis=-1)
+    got = unit.layer(Unquantized(rows, fmt), w, Window((1, 1)), 1, accumulator, "khwc", None, 1)
+    assert got is not None
+    assert same_bits(got[0], reference.conv2d(blocked(x, fmt), w, Window((1, 1)), 1, accumulator, "khwc", 1))

@@ -1,0 +1,58 @@
+/* fs_bytes_conv2d for one variant, after the kernel of a tile: its PANEL and PIXELS, the type `code` of activations,
+   micros_of and leave_tiles. */
+#include "bytes_tile.h"
+
+static __attribute__((noinline)) int64_t bytes_conv2d(const fs_conv *c, int32_t exact, const fs_bytes *x,
+                                                      const fs_term *terms, const uint8_t *packed,
+                                                      int64_t panel_bytes, const fs_chain *chain, int64_t first_pixel,
+                                                      int64_t last_pixel, int64_t first_panel, int64_t last_panel,
+                                                      float *scratch, float *result) {
+  const fs_window *v = &c->window;
+  const int64_t filters = c->outputs / c->groups, panels = (filters + PANEL - 1) / PANEL;
+  const int64_t n = v->kernel_height * v->kernel_width * c->group_blocks, column = v->stride_width;
+  micro_fn *const *table = micros_of(exact, x->block);
+  tile_work o = {column * x->row, column * x->blocks, c->outputs, terms, n, x->step, NULL, 0, 0};
+  /* Tiles of about equal width; a row of outputs never shares a tile with the next. */
+  const int64_t per_row = (v->out_width + PIXELS - 1) / PIXELS;
+  const int64_t width = (v->out_width + per_row - 1) / per_row;
+  /* As many pixels as have their results in a quarter of a megabyte of cache until the chain has passed over them. */
+  const int64_t together = 65536 / c->outputs / width * width, step = together > 0 ? together : width;
+  int64_t saturated = 0;
+  for (int64_t begin = first_pixel; begin < last_pixel; begin += step) {
+    const int64_t end = begin + step < last_pixel ? begin + step : last_pixel;
+    for (int64_t panel = first_panel; panel < last_panel; panel++) {
+      const int64_t group = panel / panels, skip = panel % panels * PANEL, output = group * filters + skip;
+      o.outs = filters - skip < PANEL ? filters - skip : PANEL;
+      const int64_t first_block = group * (c->channels / c->groups) / c->block;
+      o.w = packed + panel * panel_bytes;
+      int64_t line = begin / v->out_width, at = begin % v->out_width;
+      for (int64_t p = begin; p < end;) {
+        const int64_t row = line / v->out_height * x->height + line % v->out_height * v->stride_height;
+        const int64_t stop = v->out_width - at < end - p ? v->out_width : at + end - p;
+        for (; at < stop; at += width) {
+          const int64_t pixel = row * x->width + at * column, left = stop - at, px = left < width ? left : width;
+          table[px](&o, (int)px, (const code *)x->codes + pixel * x->row + first_block * x->block,
+                    x->scales + pixel * x->blocks + first_block, result + p * c->outputs + output);
+          p += px;
+        }
+        line++, at = 0;
+      }
+    }
+    if (chain)
+      saturated += stages_of_type(chain->stages, chain->count, chain->pointwise, 1, result, c->outputs, begin, end,
+                                  scratch, chain->rounded, result);
+  }
+  return saturated;
+}
+
+int64_t FS_FN(fs_bytes_conv2d)(const fs_conv *c, int32_t exact, const fs_bytes *x, const fs_term *terms,
+                               const uint8_t *packed, int64_t panel_bytes, const fs_chain *chain, int64_t first_pixel,
+                               int64_t last_pixel, int64_t first_panel, int64_t last_panel, float *scratch,
+                               float *result) {
+  fs_fp_state state = fs_fp_enter();
+  const int64_t saturated = bytes_conv2d(c, exact, x, terms, packed, panel_bytes, chain, first_pixel, last_pixel,
+                                         first_panel, last_panel, scratch, result);
+  leave_tiles();
+  fs_fp_leave(state);
+  return saturated;
+}

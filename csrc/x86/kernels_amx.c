@@ -1,0 +1,10 @@
+/* The byte convolution for CPUs of the level x86-64-v4 with AMX, whose other kernels are those with AVX-512 VNNI. */
+#include <immintrin.h>
+#define FS_VARIANT_NAME amx
+#define FS_LANES 16
+#define FS_ROUND_FP16(x) _mm512_cvtph_ps(_mm512_cvtps_ph((__m512)(x), _MM_FROUND_TO_NEAREST_INT))
+#define FS_LARGER(a, b) _mm512_max_epi32((__m512i)(a), (__m512i)(b))
+#include "../stages_body.h"
+#include "bytes_conv_amx.h"
+#define FS_FILL_BFLOAT16
+#include "bytes_fill_avx512.h"
