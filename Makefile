@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The test processes share the processors, so each uses one.
 PYTEST := FPGASIM_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test test-quick test-oracles oracles test-sanitize test-fuzz lint clean
+.PHONY: demo test test-quick test-rtl test-oracles oracles test-sanitize test-fuzz lint clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -23,6 +23,7 @@ help:
 	@echo "make demo           classify a photograph on the emulated FPGA, then plan and time ResNet-50"
 	@echo "make test           lint, types and all tests"
 	@echo "make test-quick     the tests that take less than five seconds each"
+	@echo "make test-rtl       every core and network against our own RTL, with Verilator: values and cycles (needs g++)"
 	@echo "make test-oracles   formats against other emulators, which need PyTorch: in .venv-oracles, 2 GB"
 	@echo "make test-sanitize  the native kernels under the address and undefined-behaviour sanitizers"
 	@echo "make test-fuzz      random shapes through every backend; EXAMPLES=20000 sets how many"
@@ -37,6 +38,9 @@ test: lint
 
 test-quick: $(READY)
 	$(PYTEST) -m "not slow"
+
+test-rtl: $(READY)
+	$(PYTEST) tests/rtl/full
 
 # PyTorch stays out of .venv. PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu chooses its build without CUDA.
 test-oracles:

@@ -173,7 +173,10 @@ def random_program(device: Device, numbers: Numbers, chains: int, seed: int) -> 
             for chain in decode_chains(words, device)[0]:
                 assert isinstance(chain, VectorChain)
                 taken, given = taken + repeat * chain.taken, given + repeat * chain.given
-    scales = 2.0 ** rng.integers(-3, 3, (device.mrf_tiles, 1, n))
+    # Rows of tiles of all sizes: sums that cancel, saturate or vanish.
+    scales = 2.0 ** rng.integers(-3, 3, (device.mrf_tiles, n, 1))
+    odd = rng.random(scales.shape) < 0.05
+    scales[odd] = 2.0 ** rng.choice([-120, -30, -20, 8, 20, 110], odd.sum())
     matrix = (rng.standard_normal((device.mrf_tiles, n, n)) * scales / n).astype(np.float32)
     codes, exponents = backend("reference").quantize(matrix.reshape(-1, n), numbers.format, "even", 0)
     operand = rows_operand(codes, exponents, numbers.format, n)
@@ -246,3 +249,27 @@ def _fresh() -> list[int]:
     """Registers that a block must set, because its turns would differ without."""
     registers = (r for r in Register if r not in (Register.CLIP_LOW, Register.CLIP_HIGH))
     return [encode(SWr(register, 1)) for register in registers]
+
+
+def arithmetic(device: Device, numbers: Numbers) -> Program:
+    """Every pointwise instruction on random codes: numbers of all sizes, subnormal ones and NaNs among them."""
+    n, rng = device.native_dim, np.random.default_rng(0)
+    count = min(device.initial_vrf // 4, device.multiply_vrf, device.addsub_vrf)
+
+    def codes() -> Any:
+        values = rng.integers(0, 1 << 16, (count, n)).astype(np.uint16).view(np.float16).astype(np.float32)
+        return np.where(np.isinf(values), np.float32(-0.0), values)
+
+    operations = [kind(addsub_vrf(0), 0, 1) for kind in (VvAdd, VvASubB, VvBSubA, VvMax)]
+    steps = [*operations, VvMul(multiply_vrf(0), 0, 1), VRelu(), VSigm(), VTanh(), VClip()]
+    words = [SWr(Register.CLIP_LOW, float_bits(-0.5)), SWr(Register.CLIP_HIGH, float_bits(3.0))]
+    words.append(SWr(Register.ITERATIONS_X, count))
+    body: list[Instruction] = [*words]
+    for step in steps:
+        body += [VRd(Mem.INITIAL_VRF, 0, 1), step, VWr(Mem.NET_QUEUE), EndChain()]
+    vectors = {mem: codes() for mem in (Mem.INITIAL_VRF, addsub_vrf(0), multiply_vrf(0))}
+    # Neighbours of every code, so that sums cancel and ties happen.
+    near = vectors[Mem.INITIAL_VRF].astype(np.float16).view(np.uint16) ^ np.uint16(0x8001)
+    vectors[addsub_vrf(0)][::2] = np.where(np.isfinite(near.view(np.float16)), near.view(np.float16), 0)[::2]
+    outputs = (Port("y", (len(steps) * count, n)),)
+    return Program("arithmetic", device, numbers, (Block(tuple(map(encode, body))),), vectors, outputs=outputs)

@@ -52,7 +52,7 @@ def configuration(program: Program) -> dict[str, int]:
     d, numbers = program.device, program.numbers
     fmt = numbers.format
     assert (numbers.accumulator, numbers.pointwise) == ("exact", "fp16"), "this core has no other sums and values"
-    assert not (fmt.is_float or fmt.is_fp32), "this core has integer mantissas"
+    assert fmt.fraction_bits == fmt.mantissa_bits - 1, "this core has integer mantissas"
     return {
         "N": d.native_dim, "L": d.lanes, "T": d.tiles, "MFUS": d.mfus,
         "MVM_LATENCY": d.mvm_latency, "MFU_LATENCY": d.mfu_latency, "DISPATCH_CYCLES": d.dispatch_cycles,

@@ -1,0 +1,60 @@
+"""What the RTL must equal: the interpreter's bits, the simulator's cycles, the formulae of the array."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from fpgasim.kernels.contract import Array, Float32Array
+from fpgasim.npu import execute, initial_state, simulate, systolic_cycles
+from fpgasim.npu.programs import Program
+
+from .running import CoreRun, run
+from .verilating import build
+
+
+def same_bits(a: Float32Array, b: Float32Array) -> npt.NDArray[np.bool_]:
+    """Where a and b are the same number with the same sign of zero, or both NaN."""
+    found: npt.NDArray[np.bool_] = (a.view(np.uint32) == b.view(np.uint32)) | (np.isnan(a) & np.isnan(b))
+    return found
+
+
+def check_program(program: Program, feeds: Mapping[str, npt.ArrayLike]) -> CoreRun:
+    """Runs `program` on the core and asserts that every bit and every cycle is as the package says."""
+    state = initial_state(program, feeds)
+    execute(program, state)
+    timing = simulate(program)
+    core = run(program, feeds)
+    for mem, memory in state.vectors.items():
+        same = same_bits(core.memories[mem][: len(memory.values)], memory.values) | ~memory.written
+        assert same.all(), f"{program.name}: {mem.name} differs first at {np.argwhere(~same)[0]}"
+    given = np.concatenate([np.zeros((0, program.device.native_dim), np.float32), *state.given])
+    assert same_bits(core.given, given).all(), f"{program.name}: what is sent differs"
+    assert core.cycles == timing.cycles
+    if timing.stepped_cycles == timing.cycles:  # no turns of a block were added without stepping through them
+        assert [(c.issued, c.ended) for c in core.chains] == [(c.issue, c.end) for c in timing.chains]
+    return core
+
+
+def check_array(rows: int, cols: int, cases: Sequence[tuple[str, int, int, int]]) -> int:
+    """Runs products (dataflow, m, n, k) on a `rows` × `cols` array, asserts results and cycles; cycles in all."""
+    random = np.random.default_rng(0)
+    products: list[tuple[Array, Array]] = []
+    lines = []
+    for dataflow, m, n, k in cases:
+        a, b = random.integers(-128, 128, (m, k)), random.integers(-128, 128, (k, n))
+        products.append((a, b))
+        code = ("os", "ws", "is").index(dataflow)
+        lines.append(" ".join(map(str, [code, m, n, k, *a.reshape(-1), *b.reshape(-1)])))
+    bench = build("systolic", ("systolic.sv", "systolic_bench.cpp"), {"ROWS": rows, "COLS": cols, "DEPTH": 1 << 18})
+    done = subprocess.run([bench], input="\n".join(lines), capture_output=True, text=True, check=True, timeout=600)
+    total = 0
+    for (dataflow, m, n, k), (a, b), line in zip(cases, products, done.stdout.splitlines(), strict=True):
+        cycles, _, *result = map(int, line.split())
+        assert cycles == systolic_cycles(m, n, k, rows, cols, dataflow), (dataflow, m, n, k)
+        assert np.array_equal(np.array(result).reshape(m, n), a @ b), (dataflow, m, n, k)
+        total += cycles
+    return total

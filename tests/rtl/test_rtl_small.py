@@ -1,0 +1,48 @@
+"""A small array and a small core in SystemVerilog give the bits and the cycles that the package says.
+
+The full set is in full/, run by `make test-rtl`.
+"""
+
+import itertools
+
+import pytest
+
+from . import verilating
+from .comparing import check_array, check_program
+from .devices import CORES
+from .networks import NETWORKS, feeds
+from .random_programs import arithmetic, random_program
+
+#: Around the size of the array, and beyond.
+SIZES = [(1, 1, 1), (3, 4, 5), (4, 4, 4), (5, 9, 7), (2, 17, 12), (30, 3, 8)]
+
+
+@pytest.mark.slow
+def test_a_small_array_computes_products_in_the_cycles_of_the_formula() -> None:
+    cases = [(flow, *sizes) for flow, sizes in itertools.product(("os", "ws", "is"), SIZES)]
+    assert check_array(4, 3, cases) > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dense", "tap_convolution", "pools", "gru"])
+def test_a_small_core_runs_compiled_networks_bit_by_bit_and_cycle_by_cycle(name: str) -> None:
+    program = NETWORKS[name](*CORES["plain"])
+    check_program(program, feeds(program))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_small_core_runs_random_chains_bit_by_bit_and_cycle_by_cycle(seed: int) -> None:
+    check_program(*random_program(*CORES["plain"], chains=40, seed=seed))
+
+
+@pytest.mark.slow
+def test_the_pointwise_units_round_numbers_of_every_size_once() -> None:
+    check_program(arithmetic(*CORES["plain"]), {})
+
+
+@pytest.mark.parametrize("tool", ["g++", "make"])
+def test_a_missing_tool_is_named(tool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verilating.shutil, "which", lambda name: None if name == tool else f"/bin/{name}")
+    with pytest.raises(RuntimeError, match=f"the RTL tests need {tool.replace('+', '.')}, which is not there"):
+        verilating.find_verilator()
