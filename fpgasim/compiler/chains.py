@@ -225,6 +225,8 @@ class Chains:
         layer = task.layer
         if not self.tensors[layer.output].is_output or layer.head == "upsample":
             return False
+        if task.matrix is not None and not task.matrix.by_group and len(task.matrix.bands) > 1:
+            return False
         streamed = task.matrix is not None and isinstance(self.weights, Stream)
         if streamed and task.matrix is not None and sum(task.matrix.rows) > self.segment.device.mrf_tiles // 2:
             return False
