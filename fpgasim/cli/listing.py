@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,20 +11,29 @@ from fpgasim.errors import UnknownNameError
 from fpgasim.report.provenance import to_json
 from fpgasim.report.text import count, scaled, show, table
 
+if TYPE_CHECKING:
+    from fpgasim.npu import Device
+
 as_json = click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
 
 
 @click.command()
 @click.argument("name", required=False)
+@click.option("--resources", is_flag=True, help="Estimate the logic and memory that NAME takes of an FPGA.")
+@click.option("--format", "format_", default="bw_1s5e2m", show_default=True, help="Number format of the estimate.")
 @as_json
-def devices(name: str | None, json_: bool) -> None:
-    """List the FPGA engines, or every value of the one called NAME."""
+def devices(name: str | None, resources: bool, format_: str, json_: bool) -> None:
+    """List the FPGA engines, or every value of the one called NAME (or described in NAME.yaml)."""
     from fpgasim.npu import DEVICES, device_rows, get_device
 
+    if name is None and resources:
+        raise click.UsageError("--resources needs the NAME of a device.")
     if name is not None:
         device = get_device(name)
         rows = device_rows(device)
-        if json_:
+        if resources:
+            _resources(device, format_, json_)
+        elif json_:
             click.echo(to_json({"name": device.name, "fields": [row._asdict() for row in rows]}))
         else:
             values = (row._replace(value=f"{v:g}" if isinstance(v := row.value, float) else v) for row in rows)
@@ -50,6 +60,27 @@ def devices(name: str | None, json_: bool) -> None:
             ),
         ),
         "\n`fpgasim devices NAME` shows every value; what nobody published is marked assumed.",
+    )
+
+
+def _resources(device: Device, format_: str, json_: bool) -> None:
+    from fpgasim.npu.resources import estimate_resources
+
+    estimate = estimate_resources(device, format_)
+    if json_:
+        click.echo(to_json({"name": device.name, "format": format_, **dataclasses.asdict(estimate)}))
+        return
+    show(
+        f"{device.name} in {format_}, by coefficients fitted to three published engines (`fpgasim validate` shows how well)",
+        table(
+            ("", ""),
+            (
+                ("ALMs", count(estimate.alms)),
+                ("M20Ks", count(estimate.m20ks)),
+                ("DSPs", count(estimate.dsps)),
+                ("bits of register files", count(estimate.memory_bits)),
+            ),
+        ),
     )
 
 

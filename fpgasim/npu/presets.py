@@ -98,7 +98,7 @@ def _overlay(name: str, shape: str, native_dim: int, lanes: int, tiles: int, mhz
 def _overlay_of_the_cycle_model(
     name: str, shape: str, native_dim: int, lanes: int, tiles: int, mhz: int, **fields: Any
 ) -> Device:
-    """Such an engine of which only its authors' cycle model is known, with that model's latencies: a register read, three
+    """Such an engine, known only by its authors' cycle model, with that model's latencies: a register read, three
     function units in a row, a write back. Nothing is fitted."""
     stages = {"mvm_latency": _mvm_stages(lanes, tiles), "mfu_latency": 9, "external_latency": 1, "loader_latency": 5}
     latencies = dict.fromkeys((*stages, "pass_rows"), _DEFINES)

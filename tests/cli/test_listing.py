@@ -130,3 +130,14 @@ def test_a_processor_that_is_not_described_still_has_a_name_and_cores(tmp_path):
     cpu = machine.processor(tmp_path / "none")
     assert cpu.model
     assert cpu.cores >= 1
+
+
+def test_the_resources_of_a_device_are_estimated_in_a_format(fpgasim, refused):
+    from fpgasim.npu.resources import estimate_resources
+
+    found = json.loads(fpgasim("devices", "bw_a10", "--resources", "--format", "bw_1s5e3m", "--json").stdout)
+    expected = estimate_resources("bw_a10", "bw_1s5e3m")
+    assert (found["alms"], found["m20ks"], found["dsps"]) == (expected.alms, expected.m20ks, expected.dsps)
+    assert f"{expected.alms:,}" in fpgasim("devices", "bw_a10", "--resources", "--format", "bw_1s5e3m").stdout
+    assert "matvec engines only" in refused("devices", "intel_4t120d40l", "--resources", exit_code=10)
+    assert "needs the NAME" in fpgasim("devices", "--resources", exit_code=2).stderr
