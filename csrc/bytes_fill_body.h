@@ -1,5 +1,5 @@
 /* fs_bytes_fill for one variant, after quantize_body.h. A variant defines FS_BYTES_BIAS, what activations carry. */
-#include "common.h"
+#include "source_body.h"
 
 /* Mantissas in `codes`, worth 2^(exponent - fraction_bits), as the kernels take them. */
 FS_INLINE void finish_block(int64_t block, int32_t exponent, int64_t fraction_bits, uint8_t *codes, float *scale,
@@ -22,11 +22,13 @@ static void clear(const fs_bytes *to, int64_t pixel, int64_t pixels) {
   for (int64_t i = pixel * to->blocks; i < (pixel + pixels) * to->blocks; i++) to->scales[i] = 1.0f;
 }
 
-static __attribute__((noinline)) void fill(const fs_format *f, const fs_source *from, const fs_bytes *to,
-                                           int64_t first_row, int64_t last_row, fs_range *range) {
+static __attribute__((noinline)) int64_t fill(const fs_format *f, const fs_source *from, const fs_bytes *to,
+                                              int64_t first_row, int64_t last_row, fs_range *range) {
   /* Rows may be longer than the layer has channels; the rest of them are zeros. */
   const int64_t block = to->block, channels = from->channels < to->row ? from->channels : to->row;
+  int64_t saturated = 0;
   if (range->largest < (from->values ? f->max_code : 128)) range->largest = from->values ? f->max_code : 128;
+  begin_source(from);
   for (int64_t row = first_row; row < last_row; row++) {
     const int64_t r = row % to->height - from->top, pixel = row * to->width;
     if (r < 0 || r >= from->rows) {
@@ -35,7 +37,9 @@ static __attribute__((noinline)) void fill(const fs_format *f, const fs_source *
     }
     clear(to, pixel, from->left);
     clear(to, pixel + from->left + from->columns, to->width - from->left - from->columns);
-    const int64_t first = (row / to->height * from->height + r * from->row_stride) * from->width;
+    const int64_t image = row / to->height, first = (image * from->height + r * from->row_stride) * from->width;
+    int64_t step = 0;
+    const float *values = from->values ? source_row(from, image, r, &step, &saturated) : NULL;
     int64_t at = (pixel + from->left) * to->blocks;
     for (int64_t i = 0; i < from->columns; i++)
       for (int64_t b = 0; b < to->blocks; b++, at++) {
@@ -47,18 +51,20 @@ static __attribute__((noinline)) void fill(const fs_format *f, const fs_source *
           finish_block(size, from->exponents[source * to->blocks + b], from->fraction_bits, codes, to->scales + at, range);
           continue;
         }
-        const float *x = from->values + source * from->channels + b * block;
+        const float *x = values + i * step + b * block;
         const int64_t n = left < block ? left : block;
         const int32_t e = n == 16 ? encode_block(f, x, 16, FS_EVEN, 0, 0, codes) : encode_block(f, x, n, FS_EVEN, 0, 0, codes);
         memset(codes + n, 0, (size_t)(size - n));
         finish_block(size, e, f->mantissa_bits - 1, codes, to->scales + at, range);
       }
   }
+  return saturated;
 }
 
-void FS_FN(fs_bytes_fill)(const fs_format *f, const fs_source *from, const fs_bytes *to, int64_t first_row,
-                          int64_t last_row, fs_range *range) {
+int64_t FS_FN(fs_bytes_fill)(const fs_format *f, const fs_source *from, const fs_bytes *to, int64_t first_row,
+                             int64_t last_row, fs_range *range) {
   fs_fp_state state = fs_fp_enter();
-  fill(f, from, to, first_row, last_row, range);
+  const int64_t saturated = fill(f, from, to, first_row, last_row, range);
   fs_fp_leave(state);
+  return saturated;
 }

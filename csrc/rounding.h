@@ -28,6 +28,26 @@ FS_INLINE float round_fp16(float x) {
   return y < -65504.0f ? -65504.0f : y;
 }
 
+#ifdef FS_LANES
+typedef float v_values __attribute__((vector_size(4 * FS_LANES), aligned(4), may_alias));
+typedef int32_t v_bits __attribute__((vector_size(4 * FS_LANES), aligned(4), may_alias));
+
+/* x rounded once to fp16, with infinity for what lies beyond. A variant whose CPU converts to fp16 and back defines
+   FS_ROUND_FP16, which does so. */
+FS_INLINE v_values round_fp16_values(v_values x) {
+#ifdef FS_ROUND_FP16
+  return (v_values)FS_ROUND_FP16(x);
+#else
+  int32_t high = 0;
+  for (int i = 0; i < FS_LANES; i++) {
+    const float y = round_fp16_beyond(x[i], &high);
+    x[i] = y > 65504.0f ? INFINITY : y < -65504.0f ? -INFINITY : y;
+  }
+  return x;
+#endif
+}
+#endif
+
 /* x rounded once to bf16, ties to even. */
 FS_INLINE float round_bf16(float x) {
   const uint32_t u = fs_bits(x);

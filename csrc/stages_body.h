@@ -10,31 +10,12 @@ FS_INLINE uint32_t code_of(const int pointwise, float x) {
   return sign | (magnitude < 0x38800000u ? (uint32_t)(fs_float(magnitude) * 0x1p24f) : (magnitude - 0x38000000u) >> 13);
 }
 
-/* v = a + b, or a where b is NULL, rounded as by round_beyond. A variant whose CPU converts to fp16 and back defines
-   FS_ROUND_FP16 of a vector, with infinity for what lies beyond, and FS_LARGER, the maxima of two vectors of int32. */
-FS_INLINE void round_sums(const int pointwise, int64_t n, const float *a, const float *b, float *v, int32_t *high) {
-  int64_t i = 0;
-#ifdef FS_ROUND_FP16
-  typedef float v_values __attribute__((vector_size(4 * FS_LANES), aligned(4), may_alias));
-  typedef int32_t v_bits __attribute__((vector_size(4 * FS_LANES), aligned(4), may_alias));
-  v_bits largest = {0};
-  for (; pointwise == FS_FP16 && i + FS_LANES <= n; i += FS_LANES) {
-    v_values x = *(const v_values *)(a + i);
-    if (b) x += *(const v_values *)(b + i);
-    largest = (v_bits)FS_LARGER(largest, (v_bits)x & 0x7fffffff);
-    *(v_values *)(v + i) = (v_values)FS_ROUND_FP16(x);
-  }
-  for (int j = 0; j < FS_LANES; j++) *high = largest[j] > *high ? largest[j] : *high;
-#endif
-  for (; i < n; i++) v[i] = round_beyond(pointwise, b ? a[i] + b[i] : a[i], high);
-}
-
 /* One stage on n elements of v; returns how many saturated. */
 FS_INLINE int64_t run_stage(const int pointwise, const fs_stage *s, const float *o, int64_t n, float *v) {
   int32_t high = 0;
   switch (s->kind) {
     case FS_STAGE_ADD:
-      round_sums(pointwise, n, v, o, v, &high);
+      for (int64_t i = 0; i < n; i++) v[i] = round_beyond(pointwise, v[i] + o[i], &high);
       break;
     case FS_STAGE_SUB:
       for (int64_t i = 0; i < n; i++) v[i] = round_beyond(pointwise, v[i] - o[i], &high);
@@ -63,41 +44,113 @@ FS_INLINE int64_t run_stage(const int pointwise, const fs_stage *s, const float 
   return saturate(high, n, v);
 }
 
-FS_INLINE int64_t stages(const int pointwise, const fs_stage *chain, int64_t count, int32_t unrounded,
-                        const float *source, int64_t channels, int64_t first, int64_t last, float *scratch,
-                        float *rounded, float *result) {
-  const int wide = channels > FS_PIECE;
-  const int64_t whole = wide ? FS_PIECE : FS_PIECE / channels * channels;
+/* Where stage k finds its operands for n elements from `at` on; see repeat_operands. */
+FS_INLINE const float *operands(const fs_stage *s, int64_t channels, int64_t at, const float *tile) {
+  if (s->span == FS_ELEMENTS) return s->operand + at;
+  return s->span == FS_CHANNELS && channels > FS_PIECE ? s->operand + at % channels : tile;
+}
+
+/* n elements from `at` on through the chain, one stage after the other; returns how many saturated. */
+static __attribute__((noinline)) int64_t stage_by_stage(const int32_t pointwise, const fs_stage *chain, int64_t count,
+                                                        int32_t unrounded, const float *source,
+                                                        const float *const *operand, int64_t at, int64_t i, int64_t n,
+                                                        float *rounded, float *result) {
+  float *v = result + at + i;
   int64_t saturated = 0;
-  for (int64_t k = 0; k < count; k++) { /* operands of channels repeated over a piece */
-    float *tile = scratch + k * FS_PIECE;
+  if (source != result) memcpy(v, source + at + i, (size_t)n * sizeof *v);
+  if (unrounded) {
+    int32_t high = 0;
+    for (int64_t j = 0; j < n; j++) v[j] = round_beyond(pointwise, v[j], &high);
+    saturated += saturate(high, n, v);
+  }
+  if (rounded && rounded != result) memcpy(rounded + at + i, v, (size_t)n * sizeof *v);
+  for (int64_t k = 0; k < count; k++) {
+    saturated += pointwise == FS_FP16   ? run_stage(FS_FP16, chain + k, operand[k] + i, n, v)
+                 : pointwise == FS_BF16 ? run_stage(FS_BF16, chain + k, operand[k] + i, n, v)
+                                        : run_stage(FS_FP32, chain + k, operand[k] + i, n, v);
+    if (chain[k].result && chain[k].result != result) memcpy(chain[k].result + at + i, v, (size_t)n * sizeof *v);
+  }
+  return saturated;
+}
+
+#ifdef FS_ROUND_FP16
+enum { FS_RUN = 4 * FS_LANES };
+
+/* As stage_by_stage for FS_RUN elements of fp16, in registers from the first stage to the last. Returns 0, and has only
+   written what will be written again, where a number may have to saturate or a stage is none of these. */
+FS_INLINE int stages_in_registers(const fs_stage *chain, int64_t count, int32_t unrounded, const float *source,
+                                  const float *const *operand, int64_t at, int64_t i, float *rounded, float *result) {
+  v_values v[4];
+  v_bits largest = {0};
+#define EACH for (int j = 0; j < 4; j++)
+#define ROUNDED(x) EACH v[j] = round_fp16_values(x)
+#define SEEN EACH largest = (v_bits)FS_LARGER(largest, (v_bits)v[j] & 0x7fffffff)
+#define STORE(to) EACH *(v_values *)((to) + at + i + j * FS_LANES) = v[j]
+#define O (*(const v_values *)(operand[k] + i + j * FS_LANES))
+  EACH v[j] = *(const v_values *)(source + at + i + j * FS_LANES);
+  if (unrounded) ROUNDED(v[j]);
+  if (rounded && rounded != result) STORE(rounded);
+  for (int64_t k = 0; k < count; k++) {
+    const fs_stage *s = chain + k;
+    switch (s->kind) {
+      case FS_STAGE_ADD: ROUNDED(v[j] + O); break;
+      case FS_STAGE_SUB: ROUNDED(v[j] - O); break;
+      case FS_STAGE_SUB_FROM: ROUNDED(O - v[j]); break;
+      case FS_STAGE_MUL: ROUNDED(v[j] * O); break;
+      case FS_STAGE_CLIP: /* hides what lies beyond */
+        SEEN;
+        EACH v[j] = FS_WITHIN(v[j], s->low, s->high) + 0.0f;
+        break;
+      default: return 0;
+    }
+    if (s->result && s->result != result) STORE(s->result);
+  }
+  SEEN;
+  for (int j = 0; j < FS_LANES; j++)
+    if (largest[j] > 0x477fe000) return 0; /* 65504 */
+  STORE(result);
+  return 1;
+#undef EACH
+#undef ROUNDED
+#undef SEEN
+#undef STORE
+#undef O
+}
+#endif
+
+/* Operands of channels and single ones as often as a piece of whole pixels has room for them, in `scratch`. */
+FS_INLINE void repeat_operands(const fs_stage *chain, int64_t count, int64_t channels, float *scratch) {
+  const int64_t whole = channels > FS_PIECE ? FS_PIECE : FS_PIECE / channels * channels;
+  for (int64_t k = 0; k < count; k++, scratch += FS_PIECE) {
     if (chain[k].kind >= FS_STAGE_CLIP || chain[k].span == FS_ELEMENTS) continue;
     if (chain[k].span == FS_ONE)
-      for (int64_t i = 0; i < whole; i++) tile[i] = chain[k].operand[0];
-    else if (!wide)
+      for (int64_t i = 0; i < whole; i++) scratch[i] = chain[k].operand[0];
+    else if (channels <= FS_PIECE)
       for (int64_t i = 0; i < whole; i += channels)
-        memcpy(tile + i, chain[k].operand, (size_t)channels * sizeof *tile);
+        memcpy(scratch + i, chain[k].operand, (size_t)channels * sizeof *scratch);
   }
+}
+
+/* fs_stages after repeat_operands. */
+static __attribute__((noinline)) int64_t run_stages(const fs_stage *chain, int64_t count, int32_t pointwise,
+                                                    int32_t unrounded, const float *source, int64_t channels,
+                                                    int64_t first, int64_t last, const float *scratch, float *rounded,
+                                                    float *result) {
+  const int64_t whole = channels > FS_PIECE ? FS_PIECE : FS_PIECE / channels * channels;
+  const float *operand[FS_MAX_STAGES];
+  int64_t saturated = 0;
   for (int64_t at = first * channels, n; at < last * channels; at += n) {
-    n = wide && channels - at % channels < whole ? channels - at % channels : whole;
+    n = channels > FS_PIECE && channels - at % channels < whole ? channels - at % channels : whole;
     if (n > last * channels - at) n = last * channels - at;
-    float *v = result + at;
-    if (unrounded) {
-      int32_t high = 0;
-      round_sums(pointwise, n, source + at, NULL, v, &high);
-      saturated += saturate(high, n, v);
-    } else if (source != result) {
-      memcpy(v, source + at, (size_t)n * sizeof *v);
-    }
-    if (rounded && rounded != result) memcpy(rounded + at, v, (size_t)n * sizeof *v);
-    for (int64_t k = 0; k < count; k++) {
-      const fs_stage *s = chain + k;
-      const float *o = scratch + k * FS_PIECE;
-      if (s->span == FS_ELEMENTS) o = s->operand + at;
-      else if (s->span == FS_CHANNELS && wide) o = s->operand + at % channels;
-      saturated += run_stage(pointwise, s, o, n, v);
-      if (s->result && s->result != result) memcpy(s->result + at, v, (size_t)n * sizeof *v);
-    }
+    for (int64_t k = 0; k < count; k++) operand[k] = operands(chain + k, channels, at, scratch + k * FS_PIECE);
+    int64_t i = 0;
+#ifdef FS_ROUND_FP16
+    for (; pointwise == FS_FP16 && i + FS_RUN <= n; i += FS_RUN)
+      if (!stages_in_registers(chain, count, unrounded, source, operand, at, i, rounded, result))
+        saturated += stage_by_stage(pointwise, chain, count, unrounded, source, operand, at, i, FS_RUN, rounded, result);
+#endif
+    if (i < n)
+      saturated += stage_by_stage(pointwise, chain, count, unrounded, source, operand, at, i, n - i, rounded, result);
   }
   return saturated;
 }
@@ -106,11 +159,8 @@ static __attribute__((noinline)) int64_t stages_of_type(const fs_stage *chain, i
                                                       int32_t unrounded, const float *source, int64_t channels,
                                                       int64_t first, int64_t last, float *scratch, float *rounded,
                                                       float *result) {
-  if (pointwise == FS_FP16)
-    return stages(FS_FP16, chain, count, unrounded, source, channels, first, last, scratch, rounded, result);
-  if (pointwise == FS_BF16)
-    return stages(FS_BF16, chain, count, unrounded, source, channels, first, last, scratch, rounded, result);
-  return stages(FS_FP32, chain, count, unrounded, source, channels, first, last, scratch, rounded, result);
+  repeat_operands(chain, count, channels, scratch);
+  return run_stages(chain, count, pointwise, unrounded, source, channels, first, last, scratch, rounded, result);
 }
 
 int64_t FS_FN(fs_stages)(const fs_stage *chain, int64_t count, int32_t pointwise, int32_t unrounded, const float *source,

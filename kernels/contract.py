@@ -8,8 +8,9 @@ compiler). NaNs may have any payload; every other result is the same bits on eve
 from __future__ import annotations
 
 import functools
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast, get_args
 
@@ -146,14 +147,6 @@ class Window:
 
 
 @dataclass(frozen=True, eq=False)
-class Unquantized:
-    """Numbers (N, H, W, C) that are still to be quantized to `format`, rounding ties to even."""
-
-    values: Float32Array
-    format: BlockFormat
-
-
-@dataclass(frozen=True, eq=False)
 class Step:
     """One step of the pointwise unit on the value v in its pipeline, rounded once to the pointwise type.
 
@@ -166,6 +159,30 @@ class Step:
     swapped: bool = False
     low: float = 0.0
     high: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Unquantized:
+    """Numbers (N, H, W, C) that are still to be quantized to `format`, rounding ties to even.
+
+    Of `values` with a `window`, its windows laid out as `Backend.unfold` does are meant, each in whole blocks. Then
+    they go through `steps`, whose operands are (C,) or (1,); then every pixel must be read, since what saturates is
+    counted. Pixels of `values` may lie further apart than C numbers.
+    """
+
+    values: Float32Array
+    format: BlockFormat
+    window: Window | None = None
+    steps: Sequence[Step] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of what is quantized; with a window the last is a multiple of the block."""
+        if self.window is None:
+            return self.values.shape
+        n, height, width, channels = self.values.shape
+        blocks = -(-math.prod(self.window.kernel) * channels // self.format.block)
+        return (n, *self.window.output_size(height, width), blocks * self.format.block)
 
 
 class Backend(Protocol):
@@ -267,10 +284,30 @@ class Backend(Protocol):
         pointwise: Pointwise,
         threads: int,
         /,
-    ) -> int:
+    ) -> tuple[int, int]:
         """A `conv2d` of `x`, quantized first if need be, whose unrounded result goes through `chain`.
 
-        Fills `results` as `chain` does and returns how many values saturated.
+        Fills `results` as `chain` does. Returns how many values saturated before, in the steps of `x`, and in `steps`.
+        """
+        ...
+
+    def bind_layer(
+        self,
+        x: Operand | Unquantized,
+        w: Operand,
+        window: Window,
+        groups: int,
+        accumulator: Accumulator,
+        order: Order,
+        steps: Sequence[Step],
+        results: Mapping[int, Float32Array],
+        pointwise: Pointwise,
+        threads: int,
+        /,
+    ) -> Callable[[], tuple[int, int]]:
+        """`layer` on these very arrays, made ready: a call computes it from what they hold by then.
+
+        One thread at a time may call it.
         """
         ...
 

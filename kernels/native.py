@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from fpgasim.kernels.contract import (
 )
 from fpgasim.kernels.native_bytes import BytesConvolution
 from fpgasim.kernels.native_structs import format_struct, pointer
-from fpgasim.kernels.native_unit import TYPES, NativeUnit, c_stages, c_window, has_no_table
+from fpgasim.kernels.native_unit import TYPES, NativeUnit, c_chain, c_window, is_beyond_c
 from fpgasim.kernels.numpy_unit import given_pair
 from fpgasim.kernels.parallel import split
 from fpgasim.kernels.weights import WeightCache
@@ -137,17 +137,44 @@ class Native(NativeUnit):
         pointwise: Pointwise,
         threads: int,
         /,
-    ) -> int:
+    ) -> tuple[int, int]:
+        args = (x, w, window, groups, accumulator, order, steps, results, pointwise, threads)
+        return self.bind_layer(*args)()
+
+    def bind_layer(
+        self,
+        x: Operand | Unquantized,
+        w: Operand,
+        window: Window,
+        groups: int,
+        accumulator: Accumulator,
+        order: Order,
+        steps: Sequence[Step],
+        results: Mapping[int, Float32Array],
+        pointwise: Pointwise,
+        threads: int,
+        /,
+    ) -> Callable[[], tuple[int, int]]:
         result = results[len(steps) - 1]
+        first = x.steps if isinstance(x, Unquantized) else ()
+        bound = None
         # Few pixels are shared out by outputs, which a chain cannot be.
-        if len(result) >= threads and not has_no_table(steps, pointwise):
-            stages = c_stages(steps, results, pointwise)
-            rounded = pointer("float", results[-1]) if -1 in results else ffi.NULL
-            chain = ffi.new("fs_chain *", (stages, len(steps), TYPES[pointwise], rounded))
-            found = self.bytes_convolution.layer(x, w, window, groups, accumulator, order, chain, threads, result)
-            if found is not None:
-                return found[1]
-        return super().layer(x, w, window, groups, accumulator, order, steps, results, pointwise, threads)
+        if len(result) >= threads and not is_beyond_c([*first, *steps], pointwise):
+            before = c_chain(first, {}, pointwise) if first else ffi.NULL
+            chain = c_chain(steps, results, pointwise)
+            bound = self.bytes_convolution.bind(
+                x, w, window, groups, accumulator, order, chain, threads, result, before
+            )
+
+        def work() -> tuple[int, int]:
+            counts = bound[1]() if bound is not None else None
+            if counts is not None:
+                return counts
+            return super(Native, self).layer(
+                x, w, window, groups, accumulator, order, steps, results, pointwise, threads
+            )
+
+        return work
 
     def matmul(self, a: Operand, b: Operand, accumulator: Accumulator, order: Order, threads: int, /) -> Float32Array:
         found = self.bytes_convolution.layer(a, b, Window((1, 1)), 1, accumulator, order, None, threads)

@@ -6,6 +6,7 @@ It takes over from the general convolution where `fs_bytes_fit` says that its bi
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from fpgasim.kernels._native import ffi, lib
 from fpgasim.kernels.contract import Array, Float32Array, Operand, Unquantized, Window
-from fpgasim.kernels.native_structs import format_struct, pointer
+from fpgasim.kernels.native_structs import format_struct, pointer, room, strided_pointer
 from fpgasim.kernels.native_unit import c_window
 from fpgasim.kernels.parallel import split
 from fpgasim.kernels.weights import WeightCache
@@ -67,11 +68,33 @@ class BytesConvolution:
         chain: Any,
         threads: int,
         out: Float32Array | None = None,
-    ) -> tuple[Float32Array, int] | None:
-        """The result (N, OH, OW, O) after `chain` and how many values saturated; None if this is not for bytes.
+        before: Any = ffi.NULL,
+    ) -> tuple[Float32Array, int, int] | None:
+        """The result (N, OH, OW, O) after `chain`; how many values saturated in the steps `before`, of `x`, and in it.
 
-        `out`, if given, takes the result.
+        None if this is not for bytes. `out`, if given, takes the result.
         """
+        bound = self.bind(x, w, window, groups, accumulator, order, chain, threads, out, before)
+        if bound is None:
+            return None
+        result, work = bound
+        counts = work()
+        return None if counts is None else (result, *counts)
+
+    def bind(
+        self,
+        x: Operand | Unquantized,
+        w: Operand,
+        window: Window,
+        groups: int,
+        accumulator: str,
+        order: str,
+        chain: Any,
+        threads: int,
+        out: Float32Array | None = None,
+        before: Any = ffi.NULL,
+    ) -> tuple[Float32Array, Callable[[], tuple[int, int] | None]] | None:
+        """`layer` made ready: its result, and the work that fills it time and again, in one thread at a time."""
         exact = accumulator == "exact"
         order = "khwc" if exact else order  # exact sums do not depend on it
         if not self._takes(x, w, groups) or (accumulator, order) not in _SUMS:
@@ -81,27 +104,30 @@ class BytesConvolution:
         packed = self._weights.get(w, key, lambda: _pack(kernels, w, window, groups, order))
         shape = _shape(x)
         place = self._places.get(w, (*key, shape, window), lambda: _place(kernels, shape, w, window, groups, order))
-        image, activations = self._fill(kernels, x, place, threads)
-        if not lib.fs_bytes_fit(place.conv, exact, activations, packed.range):
-            return None
+        fill = self._filling(kernels, x, place, before, threads)
         result = np.empty(place.result, np.float32) if out is None else out.reshape(place.result)
         pixels = result.size // place.conv.outputs
         terms, weights = pointer("fs_term", place.terms), pointer("uint8_t", packed.weights)
-        to = pointer("float", result)
+        to, steps = pointer("float", result), chain or ffi.NULL
+        floats = chain.count * lib.FS_PIECE if chain else 0
+        by_pixels = chain or pixels >= packed.panels
 
-        def run(first: int, last: int, first_panel: int, last_panel: int) -> int:
-            scratch = np.empty(0 if chain is None else chain.count * lib.FS_PIECE, np.float32)
-            saturated: int = kernels.conv2d(
-                place.conv, exact, image, terms, weights, packed.panel_bytes, ffi.NULL if chain is None else chain,
-                first, last, first_panel, last_panel, pointer("float", scratch), to,
-            )  # fmt: skip
-            return saturated
+        def work() -> tuple[int, int] | None:
+            image, activations, saturated = fill()
+            if not lib.fs_bytes_fit(place.conv, exact, activations, packed.range):
+                return None
 
-        if chain is not None or pixels >= packed.panels:
-            counts = split(pixels, threads, lambda first, last: run(first, last, 0, packed.panels))
-        else:
-            counts = split(packed.panels, threads, lambda first, last: run(0, pixels, first, last))
-        return result, sum(counts)
+            def run(first: int, last: int) -> Any:
+                panels = (0, packed.panels) if by_pixels else (first, last)
+                first, last = (first, last) if by_pixels else (0, pixels)
+                return kernels.conv2d(
+                    place.conv, exact, image, terms, weights, packed.panel_bytes, steps, first, last, *panels,
+                    room(floats), to,
+                )  # fmt: skip
+
+            return saturated, sum(split(pixels if by_pixels else packed.panels, threads, run))
+
+        return result, work
 
     def _takes(self, x: Operand | Unquantized, w: Operand, groups: int) -> bool:
         if not self.there or w.mantissas.dtype != np.int8 or w.exponents is None or w.block % 4:
@@ -109,48 +135,65 @@ class BytesConvolution:
         if isinstance(x, Unquantized):
             if x.format.is_float or x.format.mantissa_bits > 7 or x.format.block != w.block:
                 return False
+            if x.window is not None and not x.values.flags.c_contiguous:
+                return False
         elif x.mantissas.dtype != np.int8 or x.exponents is None:
             return False
         spans = _group_blocks(w, groups)
         return min(spans) == max(spans)
 
-    def _fill(self, kernels: Any, x: Operand | Unquantized, place: _Place, threads: int) -> tuple[Any, Any]:
-        """The buffer of activations, and the powers of its blocks."""
+    def _filling(
+        self, kernels: Any, x: Operand | Unquantized, place: _Place, before: Any, threads: int
+    ) -> Callable[[], tuple[Any, Any, int]]:
+        """What fills the buffer of activations: gives it, the powers of its blocks, and how many values saturated."""
         images, height, width = place.buffer
         blocks, block = place.conv.blocks, place.conv.block
         row = (blocks - 1) * block + place.tail
         row_bytes = 2 * row if kernels.layout == lib.FS_BFLOAT16 else row
-        codes, scales = self._buffers(images * height * width, row_bytes, blocks)
         shape = images, height, width, blocks, block, place.tail, row, place.step
-        image = ffi.new("fs_bytes *", (codes, scales, *shape))
+        image = ffi.new("fs_bytes *", (ffi.NULL, ffi.NULL, *shape))
         source = ffi.new("fs_source *", place.source)
-        form = ffi.NULL
+        form, under, floats = ffi.NULL, ffi.NULL, 0
         if isinstance(x, Unquantized):
             form = format_struct(x.format)
-            source.values = pointer("float", x.values)
+            if x.window is not None:
+                under = ffi.new("fs_window *", c_window(x.window, *x.values.shape[1:3]))
+            if under or before:
+                floats = source.columns * source.channels + (before.count * lib.FS_PIECE if before else 0)
+            source.values, source.pitch = strided_pointer(x.values), x.values.strides[-2] // x.values.itemsize
+            source.window, source.before = under, before
         else:
             assert x.exponents is not None
             source.codes, source.exponents = pointer("int8_t", x.mantissas), pointer("int16_t", x.exponents)
             source.fraction_bits = x.fraction_bits
+        keep = (x, under, before)  # what the source points into
 
         def run(first: int, last: int) -> Any:
-            powers = _no_range()
-            kernels.fill(form, source, image, first, last, powers)
-            return powers
+            assert keep
+            own, powers = source, ffi.new("fs_range *", _NO_RANGE)
+            if floats:
+                own = ffi.new("fs_source *", source[0])
+                own.room = room(floats)
+            return powers, kernels.fill(form, own, image, first, last, powers)
 
-        powers, *others = split(images * height, threads, run)
-        for other in others:
-            powers.low, powers.high = min(powers.low, other.low), max(powers.high, other.high)
-            powers.nan |= other.nan
-        return image, powers
+        def fill() -> tuple[Any, Any, int]:
+            image.codes, image.scales = self._buffers(images * height * width, row_bytes, blocks)
+            (powers, saturated), *others = split(images * height, threads, run)
+            for other, more in others:
+                powers.low, powers.high = min(powers.low, other.low), max(powers.high, other.high)
+                powers.nan |= other.nan
+                saturated += more
+            return image, powers, saturated
+
+        return fill
 
     def _buffers(self, pixels: int, row_bytes: int, blocks: int) -> tuple[Any, Any]:
         """Room for codes and scales, kept by this thread from layer to layer."""
         codes = pixels * row_bytes + -pixels * row_bytes % 64
-        room = getattr(self._scratch, "room", None)
-        if room is None or room.size < codes + 4 * pixels * blocks:
-            room = self._scratch.room = _aligned(codes + 4 * pixels * blocks)
-        return ffi.cast("void *", room.ctypes.data), ffi.cast("float *", room.ctypes.data + codes)
+        kept: Any = getattr(self._scratch, "kept", b"")
+        if len(kept) < codes + 4 * pixels * blocks:
+            kept = self._scratch.kept = pointer("uint8_t", _aligned(codes + 4 * pixels * blocks))
+        return kept, ffi.cast("float *", kept + codes)
 
 
 def _aligned(size: int) -> Array:
@@ -159,13 +202,13 @@ def _aligned(size: int) -> Array:
     return room[-room.ctypes.data % 64 :]
 
 
-def _no_range() -> Any:
-    return ffi.new("fs_range *", (2**31 - 1, -(2**31), 0, 0))
+#: No power of two, so far.
+_NO_RANGE = (2**31 - 1, -(2**31), 0, 0)
 
 
 def _shape(x: Operand | Unquantized) -> tuple[int, int, int, int]:
     """(N, H, W, C) of a convolution's input; rows (N, C) are images of one pixel."""
-    shape = x.values.shape if isinstance(x, Unquantized) else (*x.mantissas.shape[:-1], x.channels)
+    shape = x.shape if isinstance(x, Unquantized) else (*x.mantissas.shape[:-1], x.channels)
     return (shape[0], 1, 1, shape[1]) if len(shape) == 2 else (shape[0], shape[1], shape[2], shape[3])
 
 
@@ -194,7 +237,7 @@ def _pack(kernels: Any, w: Operand, window: Window, groups: int, order: str) -> 
     layout, (tail, _) = kernels.layout, _row(kernels, w, groups)
     panel_bytes = lib.fs_bytes_panel(conv, panel, layout, _terms(conv, tail, order)[1])
     weights = _aligned(panels * panel_bytes)
-    powers = _no_range()
+    powers = ffi.new("fs_range *", _NO_RANGE)
     lib.fs_bytes_pack(
         conv, panel, layout, tail, order == "chwk", pointer("int8_t", w.mantissas),
         pointer("int16_t", w.exponents), w.fraction_bits, pointer("uint8_t", weights), powers,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Any
+
+import numpy as np
 
 from fpgasim.kernels._native import ffi
 from fpgasim.kernels.contract import Array
@@ -15,6 +18,22 @@ from fpgasim.numerics.tensors import code_dtype
 def pointer(kind: str, array: Array) -> Any:
     """A C pointer to the elements of `array`, which must outlive it."""
     return ffi.from_buffer(f"{kind}[]", array)
+
+
+def strided_pointer(array: Array) -> Any:
+    """A C pointer to the first float of `array`, which must outlive it, whatever lies between its pixels."""
+    return ffi.cast("float *", array.ctypes.data)
+
+
+_kept = threading.local()
+
+
+def room(floats: int) -> Any:
+    """A C pointer to that many floats, which are this thread's until it asks again; what is in them is undefined."""
+    array = getattr(_kept, "array", None)
+    if array is None or array.size < floats:
+        array = _kept.array = np.empty(floats, np.float32)
+    return pointer("float", array)
 
 
 @functools.lru_cache(256)

@@ -6,12 +6,14 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from fpgasim.kernels import pointwise as unit
 from fpgasim.kernels._native import ffi, lib
 from fpgasim.kernels.contract import POINTWISE, Array, Float32Array, Pointwise, Step, Window
+from fpgasim.kernels.native_structs import room
 from fpgasim.kernels.numpy_unit import PointwiseUnit
 from fpgasim.kernels.parallel import split
 
@@ -35,16 +37,16 @@ class NativeUnit(PointwiseUnit):
         threads: int,
         /,
     ) -> int:
-        if has_no_table(steps, pointwise):
+        if is_beyond_c(steps, pointwise):
             return super().chain(source, steps, results, pointwise, unrounded, threads)
         pixels, channels = source.shape
         table = c_stages(steps, results, pointwise)
         rounded = _pointer(results[-1]) if -1 in results else ffi.NULL
         start, result = _pointer(source), _pointer(results[len(steps) - 1])
         def work(first: int, last: int) -> Any:
-            scratch = np.empty(max(1, len(steps)) * lib.FS_PIECE, np.float32)
             return self._variant.stages(
-                table, len(steps), TYPES[pointwise], unrounded, start, channels, first, last, _pointer(scratch),
+                table, len(steps), TYPES[pointwise], unrounded, start, channels, first, last,
+                room(len(steps) * lib.FS_PIECE),
                 rounded, result,
             )  # fmt: skip
 
@@ -124,9 +126,21 @@ def c_window(window: Window, height: int, width: int) -> dict[str, int]:
     }
 
 
-def has_no_table(steps: Sequence[Step], pointwise: Pointwise) -> bool:
-    """Whether a step is a function of fp32, which has too many codes for a table."""
-    return pointwise == "fp32" and any(step.kind in _FUNCTIONS for step in steps)
+def is_beyond_c(steps: Sequence[Step], pointwise: Pointwise) -> bool:
+    """Whether the C kernels do not take `steps`: too many, or a function of fp32, which has no table of all codes."""
+    return len(steps) > lib.FS_MAX_STAGES or (pointwise == "fp32" and any(step.kind in _FUNCTIONS for step in steps))
+
+
+def c_chain(steps: Sequence[Step], results: Mapping[int, Float32Array], pointwise: Pointwise) -> Any:
+    """`steps` as an `fs_chain *`."""
+    rounded = _pointer(results[-1]) if -1 in results else ffi.NULL
+    table = c_stages(steps, results, pointwise)
+    chain = ffi.new("fs_chain *", (table, len(steps), TYPES[pointwise], rounded))
+    _tables[chain] = table  # what is pointed to lives as long as the pointer
+    return chain
+
+
+_tables: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 def c_stages(steps: Sequence[Step], results: Mapping[int, Float32Array], pointwise: Pointwise) -> Any:

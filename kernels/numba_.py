@@ -146,11 +146,15 @@ class Numba(PointwiseUnit):
         pointwise: Pointwise,
         threads: int,
         /,
-    ) -> int:
+    ) -> tuple[int, int]:
         if isinstance(x, Unquantized):  # the tiles quantize where they fill their buffer
+            x, before = self.plain(x, pointwise, threads)
             found: Float32Array | None = self.tiles.convolve(x, w, window, groups, accumulator, order, threads)
             if found is not None:
-                return self.chain(found.reshape(-1, found.shape[3]), steps, results, pointwise, True, threads)
+                count = self.chain(found.reshape(-1, found.shape[3]), steps, results, pointwise, True, threads)
+                return before, count
+            _, count = super().layer(x, w, window, groups, accumulator, order, steps, results, pointwise, threads)
+            return before, count
         return super().layer(x, w, window, groups, accumulator, order, steps, results, pointwise, threads)
 
     def depthwise(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -82,12 +82,45 @@ class PointwiseUnit(ABC):
         pointwise: Pointwise,
         threads: int,
         /,
-    ) -> int:
-        blocks = self._quantized(x) if isinstance(x, Unquantized) else x
+    ) -> tuple[int, int]:
+        blocks, before = self._quantized(x, pointwise, threads) if isinstance(x, Unquantized) else (x, 0)
         result = self.conv2d(blocks, w, window, groups, accumulator, order, threads)
-        return self.chain(result.reshape(-1, result.shape[3]), steps, results, pointwise, True, threads)
+        return before, self.chain(result.reshape(-1, result.shape[3]), steps, results, pointwise, True, threads)
 
-    def _quantized(self, x: Unquantized) -> Operand:
+    def _quantized(self, x: Unquantized, pointwise: Pointwise, threads: int) -> tuple[Operand, int]:
+        plain, saturated = self.plain(x, pointwise, threads)
+        return self._blocks(plain), saturated
+
+    def bind_layer(
+        self,
+        x: Operand | Unquantized,
+        w: Operand,
+        window: Window,
+        groups: int,
+        accumulator: Accumulator,
+        order: Order,
+        steps: Sequence[Step],
+        results: Mapping[int, Float32Array],
+        pointwise: Pointwise,
+        threads: int,
+        /,
+    ) -> Callable[[], tuple[int, int]]:
+        args = (x, w, window, groups, accumulator, order, steps, results, pointwise, threads)
+        return lambda: self.layer(*args)
+
+    def plain(self, x: Unquantized, pointwise: Pointwise, threads: int) -> tuple[Unquantized, int]:
+        """`x` with its windows laid out and its steps done, C-contiguous, and how many values saturated in them."""
+        values = np.ascontiguousarray(x.values)
+        if x.window is not None:
+            values = self.unfold(values, x.window, threads, np.empty(x.shape, np.float32))
+        if not x.steps:
+            return Unquantized(values, x.format), 0
+        done = np.empty_like(values)
+        rows = values.reshape(-1, values.shape[-1]), done.reshape(-1, values.shape[-1])
+        saturated = self.chain(rows[0], x.steps, {len(x.steps) - 1: rows[1]}, pointwise, False, threads)
+        return Unquantized(done, x.format), saturated
+
+    def _blocks(self, x: Unquantized) -> Operand:
         *image, channels = x.values.shape
         if x.format.is_fp32:
             return Operand(x.values, None, 1, 0, channels)

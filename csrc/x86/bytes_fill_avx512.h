@@ -1,5 +1,6 @@
 /* fs_bytes_fill with AVX-512: activations quantized, or already quantized ones, into the buffer of a byte convolution.
    A variant whose layout is bfloat16 defines FS_FILL_BFLOAT16; otherwise it is biased bytes. */
+#include "../source_body.h"
 #include "quantize_avx512.h"
 
 #ifdef FS_FILL_BFLOAT16
@@ -155,10 +156,12 @@ static void clear(const fs_bytes *to, int64_t pixel, int64_t pixels) {
   for (int64_t i = pixel * to->blocks; i < (pixel + pixels) * to->blocks; i++) to->scales[i] = 1.0f;
 }
 
-static __attribute__((noinline)) void fill(const fs_format *f, const fs_source *from, const fs_bytes *to,
-                                           int64_t first_row, int64_t last_row, fs_range *range) {
+static __attribute__((noinline)) int64_t fill(const fs_format *f, const fs_source *from, const fs_bytes *to,
+                                              int64_t first_row, int64_t last_row, fs_range *range) {
+  int64_t saturated = 0;
   filling o = {f, range, {_mm512_set1_epi32(INT32_MAX), _mm512_setzero_si512()}};
   if (range->largest < (from->values ? f->max_code : 128)) range->largest = from->values ? f->max_code : 128;
+  begin_source(from);
   for (int64_t row = first_row; row < last_row; row++) {
     const int64_t r = row % to->height - from->top, pixel = row * to->width;
     if (r < 0 || r >= from->rows) {
@@ -167,12 +170,13 @@ static __attribute__((noinline)) void fill(const fs_format *f, const fs_source *
     }
     clear(to, pixel, from->left);
     clear(to, pixel + from->left + from->columns, to->width - from->left - from->columns);
-    const int64_t first = (row / to->height * from->height + r * from->row_stride) * from->width;
+    const int64_t image = row / to->height, first = (image * from->height + r * from->row_stride) * from->width;
     fill_code *codes = (fill_code *)to->codes + (pixel + from->left) * to->row;
     float *scales = to->scales + (pixel + from->left) * to->blocks;
     if (from->values) {
-      fill_values(&o, from, to, from->values + first * from->channels, from->column_stride * from->channels, codes,
-                  scales);
+      int64_t step;
+      const float *x = source_row(from, image, r, &step, &saturated);
+      fill_values(&o, from, to, x, step, codes, scales);
       continue;
     }
     for (int64_t i = 0; i < from->columns; i++, codes += to->row, scales += to->blocks) {
@@ -181,14 +185,16 @@ static __attribute__((noinline)) void fill(const fs_format *f, const fs_source *
     }
   }
   const int32_t low = _mm512_reduce_min_epi32(o.seen.low), high = _mm512_reduce_max_epi32(o.seen.high);
-  if (high == 0) return;
+  if (high == 0) return saturated;
   widen(range, (low >> 23) - 127);
   widen(range, (high >> 23) - 127);
+  return saturated;
 }
 
-void FS_FN(fs_bytes_fill)(const fs_format *f, const fs_source *from, const fs_bytes *to, int64_t first_row,
-                          int64_t last_row, fs_range *range) {
+int64_t FS_FN(fs_bytes_fill)(const fs_format *f, const fs_source *from, const fs_bytes *to, int64_t first_row,
+                             int64_t last_row, fs_range *range) {
   fs_fp_state state = fs_fp_enter();
-  fill(f, from, to, first_row, last_row, range);
+  const int64_t saturated = fill(f, from, to, first_row, last_row, range);
   fs_fp_leave(state);
+  return saturated;
 }

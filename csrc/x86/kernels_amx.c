@@ -4,6 +4,7 @@
 #define FS_LANES 16
 #define FS_ROUND_FP16(x) _mm512_cvtph_ps(_mm512_cvtps_ph((__m512)(x), _MM_FROUND_TO_NEAREST_INT))
 #define FS_LARGER(a, b) _mm512_max_epi32((__m512i)(a), (__m512i)(b))
+#define FS_WITHIN(x, low, high) _mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), (__m512)(x)))
 #include "../stages_body.h"
 #include "bytes_conv_amx.h"
 #define FS_FILL_BFLOAT16

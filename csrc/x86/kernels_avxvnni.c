@@ -8,6 +8,7 @@
 #define FS_PEAK_MACS (4 * FS_LANES)
 #define FS_ROUND_FP16(x) _mm256_cvtph_ps(_mm256_cvtps_ph((__m256)(x), _MM_FROUND_TO_NEAREST_INT))
 #define FS_LARGER(a, b) _mm256_max_epi32((__m256i)(a), (__m256i)(b))
+#define FS_WITHIN(x, low, high) _mm256_min_ps(_mm256_set1_ps(high), _mm256_max_ps(_mm256_set1_ps(low), (__m256)(x)))
 #include "../stages_body.h"
 #include "../conv_body.h"
 #include "../depthwise_body.h"

@@ -89,13 +89,11 @@ def our_layer(layer: Layer, numbers: Numbers, kernels: Backend, threads: int) ->
     x, out = _image(layer), np.empty((math.prod(layer.out_shape[:3]), outputs), np.float32)
     steps = [Step("add", np.full(outputs, 0.125, np.float32)), Step("relu")]
     fmt, through = numbers.format, Window((1, 1)) if unrolled else window
-    windows = np.empty((*layer.out_shape[:3], -(-channels // fmt.block) * fmt.block), np.float32) if unrolled else x
+    source = Unquantized(x, fmt, window if unrolled else None)
 
     def call() -> None:
-        if unrolled:
-            kernels.unfold(x, window, threads, windows)
         kernels.layer(
-            Unquantized(windows, fmt), w, through, layer.groups, numbers.accumulator, numbers.order, steps, {1: out},
+            source, w, through, layer.groups, numbers.accumulator, numbers.order, steps, {1: out},
             numbers.pointwise, threads,
         )  # fmt: skip
 

@@ -16,17 +16,21 @@ LINE = 64
 
 @dataclass
 class Slot:
-    """An array that lives from operation `first` to operation `last`, both included."""
+    """An array that lives from operation `first` to operation `last`, both included.
+
+    With a `base` it is the first channels of that slot, which comes before it and lives at least as long.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
     first: int
     last: int
+    base: int | None = None
 
     @property
     def size(self) -> int:
-        """Bytes, in whole cache lines."""
-        return -(-math.prod(self.shape) * self.dtype.itemsize // LINE) * LINE
+        """Bytes of its own, in whole cache lines."""
+        return 0 if self.base is not None else -(-math.prod(self.shape) * self.dtype.itemsize // LINE) * LINE
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,14 @@ class Layout:
         """A new arena, as one array for each slot."""
         memory = np.empty(self.size + LINE, np.uint8)
         start = -memory.ctypes.data % LINE
-        return [
-            memory[start + offset : start + offset + math.prod(slot.shape) * slot.dtype.itemsize]
-            .view(slot.dtype)
-            .reshape(slot.shape)
-            for slot, offset in zip(self.slots, self.offsets, strict=True)
-        ]
+        made: list[Array] = []
+        for slot, offset in zip(self.slots, self.offsets, strict=True):
+            if slot.base is not None:
+                made.append(made[slot.base][..., : slot.shape[-1]])
+                continue
+            size = math.prod(slot.shape) * slot.dtype.itemsize
+            made.append(memory[start + offset : start + offset + size].view(slot.dtype).reshape(slot.shape))
+        return made
 
 
 def lay_out(slots: Sequence[Slot]) -> Layout:

@@ -39,10 +39,11 @@ class Frame:
         for operation, work in self.works:
             start = time.process_time() if taken is not None else 0.0
             saturated = work()
-            if saturated:
-                saturations[operation.name] += saturated
+            for name, count in zip(operation.names, saturated, strict=False):
+                if count:
+                    saturations[name] += count
             if taken is not None:
-                taken.append(Taken(operation.kind, operation.name, time.process_time() - start))
+                taken.append(Taken(operation.kind, operation.names[0], time.process_time() - start))
 
 
 class FpgaRunner:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,26 +27,25 @@ from fpgasim.npu import Layer, Stage
 from fpgasim.npu.program import Program, nhwc_shape
 from fpgasim.numerics.tensors import code_dtype
 from fpgasim.runtime.arena import Layout, Slot, lay_out
+from fpgasim.runtime.sharing import folded_layers, grown_concats, quantizes
 
 OperationKind = Literal[
-    "enter", "quantize", "unfold", "matrix", "depthwise", "pool", "pointwise", "concat", "reshape", "upsample"
+    "enter", "quantize", "matrix", "depthwise", "pool", "pointwise", "concat", "reshape", "upsample"
 ]
-#: What an operation does on the arrays of a run; returns how many values saturated.
-Work = Callable[[], int]
+#: What an operation does on the arrays of a run; returns how many values saturated, for each of its names.
+Work = Callable[[], tuple[int, ...]]
 Feeds = dict[str, Float32Array]
-#: What a matrix layer reads: a tensor, or the windows of it that are unrolled.
-_Key = tuple[str, Window | None]
 
 
 @dataclass(frozen=True)
 class Operation:
     """One call of a kernel. `bind` makes the work out of the arrays of all slots and what is fed.
 
-    Saturations are counted under `name`, that of a layer or of the tensor that enters.
+    Saturations are counted under `names`: the layer or the tensor that enters, then a layer that is folded into it.
     """
 
     kind: OperationKind
-    name: str
+    names: tuple[str, ...]
     bind: Callable[[Sequence[Array], Feeds], Work]
 
 
@@ -81,13 +80,16 @@ class _Planner:
         self.operations: list[Operation] = []
         self.slots: list[Slot] = []
         self.values: dict[str, int] = {}
-        #: What the matrix unit reads: a tensor, or its unrolled windows, quantized once for all layers that read it.
-        self.blocks: dict[_Key, _Blocks] = {}
-        self.unrolled: dict[_Key, int] = {}
+        #: A tensor that several layers of the matrix unit read is quantized once, for all of them.
+        self.blocks: dict[str, _Blocks] = {}
         self.matrix_readers = Counter(
-            _read_by_matrix(layer) for layer in program.layers if layer.head in ("conv", "matmul")
+            layer.inputs[0] for layer in program.layers if quantizes(layer) and layer.packing != "window"
         )
         self.readers = Counter(name for layer in program.layers for name in reads(layer))
+        self.folded = folded_layers(program, wanted)
+        self.grown = grown_concats(program, wanted, self.folded)
+        #: The slots of the concats that grow, by their last one.
+        self.grounds: dict[str, int] = {}
 
     def enter(self, name: str) -> None:
         n, h, w, c = nhwc_shape(self.program.shapes[name])
@@ -96,13 +98,15 @@ class _Planner:
 
         def bind(arrays: Sequence[Array], feeds: Feeds) -> Work:
             out = arrays[to]
-            return lambda: kernels.enter(feeds[name].reshape(n, c, h, w), pointwise, threads, out)[1]
+            return lambda: (kernels.enter(feeds[name].reshape(n, c, h, w), pointwise, threads, out)[1],)
 
-        self.add("enter", name, bind, [to])
+        self.add("enter", [name], bind, [to])
         self.values[name] = to
 
     def layer(self, layer: Layer) -> None:
         """The layer's head, then its stages; what is read later or wanted gets a slot."""
+        if layer.output in self.folded:
+            return
         names = [layer.head_output, *(stage.output for stage in layer.stages)]
         last = {name: i - 1 for i, name in enumerate(names)}
         kept = {i: name for name, i in last.items() if name in self.wanted or name == layer.output}
@@ -114,14 +118,22 @@ class _Planner:
             source = self.values[layer.inputs[0]]
             results = self.results_of(layer, kept, source if self.dies(layer.inputs[0], layer) else None)
             self.chain(layer, source, results)
+        elif layer.head == "concat" and not layer.stages:
+            results = {-1: self.concat_slot(layer)}
+            self.concat(layer, results[-1])
         else:
             results = self.results_of(layer, kept)
             head = results[len(layer.stages) - 1]
-            self.head(layer, head)
+            if layer.head == "concat":
+                self.concat(layer, head)
+            else:
+                self.head(layer, head)
             if layer.stages:
                 self.chain(layer, head, results)
         self.values.update((kept[i], slot) for i, slot in results.items())
         self.readers.subtract(reads(layer))
+        if layer.inputs[0] in self.folded:
+            self.readers.subtract(reads(self.folded[layer.inputs[0]]))
 
     def results_of(self, layer: Layer, kept: Mapping[int, str], reuse: int | None = None) -> dict[int, int]:
         """A slot for each result that is kept; the last one may overwrite `reuse`."""
@@ -134,21 +146,21 @@ class _Planner:
         """Whether nobody needs tensor `name` after `layer`, which reads it once."""
         return self.readers[name] == 1 and name not in self.wanted and name in self.values
 
-    def new(self, shape: tuple[int, ...], dtype: Any = np.float32) -> int:
+    def new(self, shape: tuple[int, ...], dtype: Any = np.float32, base: int | None = None) -> int:
         now = len(self.operations)
-        self.slots.append(Slot(shape, np.dtype(dtype), now, now))
+        self.slots.append(Slot(shape, np.dtype(dtype), now, now, base))
         return len(self.slots) - 1
 
     def add(
         self,
         kind: OperationKind,
-        name: str,
+        names: Sequence[str],
         bind: Callable[[Sequence[Array], Feeds], Work],
         uses: Collection[int],
     ) -> None:
         for slot in uses:
-            self.slots[slot].last = len(self.operations)
-        self.operations.append(Operation(kind, name, bind))
+            self.slots[self.ground(slot)].last = len(self.operations)
+        self.operations.append(Operation(kind, tuple(names), bind))
 
     def chain(self, layer: Layer, source: int, results: Mapping[int, int]) -> None:
         kernels, pointwise, threads = self.kernels, self.program.numbers.pointwise, self.threads
@@ -157,9 +169,9 @@ class _Planner:
         def bind(arrays: Sequence[Array], _: Feeds) -> Work:
             made = {i: _rows(arrays[slot]) for i, slot in results.items()}
             args = (_rows(arrays[source]), steps_of(arrays), made, pointwise, False, threads)
-            return lambda: kernels.chain(*args)
+            return lambda: (kernels.chain(*args),)
 
-        self.add("pointwise", layer.name, bind, [source, *results.values(), *operands])
+        self.add("pointwise", [layer.name], bind, [source, *results.values(), *operands])
 
     def steps(self, stages: Sequence[Stage]) -> tuple[Callable[[Sequence[Array]], list[Step]], list[int]]:
         """What makes the kernels' steps of `stages` out of the arrays, and the slots that they read."""
@@ -181,51 +193,45 @@ class _Planner:
     def matrix(self, layer: Layer, results: Mapping[int, int]) -> None:
         numbers, kernels, threads = self.program.numbers, self.kernels, self.threads
         weight = self.program.operand(layer.weight or "")
-        key = _read_by_matrix(layer)
-        window = layer.window if layer.window is not None and key[1] is None else Window((1, 1))
+        window = layer.window if layer.window is not None and layer.packing != "window" else Window((1, 1))
+        folded = self.folded.get(layer.inputs[0])
         read, operand_of = self.operand(layer)
         steps_of, operands = self.steps(layer.stages)
 
         def bind(arrays: Sequence[Array], _: Feeds) -> Work:
             made = {i: _rows(arrays[slot]) for i, slot in results.items()}
             args = (operand_of(arrays), weight, window, layer.groups, numbers.accumulator, numbers.order)
-            steps = steps_of(arrays)
-            return lambda: kernels.layer(*args, steps, made, numbers.pointwise, threads)
+            layer_work = kernels.bind_layer(*args, steps_of(arrays), made, numbers.pointwise, threads)
 
-        self.add("matrix", layer.name, bind, [*read, *results.values(), *operands])
+            def work() -> tuple[int, int]:
+                before, after = layer_work()
+                return after, before
+
+            return work
+
+        names = [layer.name] if folded is None else [layer.name, folded.name]
+        self.add("matrix", names, bind, [*read, *results.values(), *operands])
 
     def operand(self, layer: Layer) -> tuple[list[int], Callable[[Sequence[Array]], Operand | Unquantized]]:
         """The slots of the layer's input and what makes the input of them.
 
         Numbers that one layer reads are quantized on the way into its kernel, those that several read once before.
         """
-        fmt, key = self.program.numbers.format, _read_by_matrix(layer)
-        if key not in self.unrolled:
-            self.unrolled[key] = self.unroll(layer, key[1])
-        source = self.unrolled[key]
-        if self.matrix_readers[key] == 1:
+        fmt, name = self.program.numbers.format, layer.inputs[0]
+        if name in self.folded:
+            folded = self.folded[name]
+            source = self.values[folded.inputs[0]]
+            steps_of, _ = self.steps(folded.stages)
+            return [source], lambda arrays: Unquantized(arrays[source], fmt, steps=steps_of(arrays))
+        source = self.values[name]
+        if layer.packing == "window":
+            return [source], lambda arrays: Unquantized(arrays[source], fmt, layer.window)
+        if self.matrix_readers[name] == 1:
             return [source], lambda arrays: Unquantized(arrays[source], fmt)
-        if key not in self.blocks:
-            self.blocks[key] = self.quantize(layer, source)
-        blocks = self.blocks[key]
+        if name not in self.blocks:
+            self.blocks[name] = self.quantize(layer, source)
+        blocks = self.blocks[name]
         return blocks.slots, blocks.operand
-
-    def unroll(self, layer: Layer, window: Window | None) -> int:
-        """The slot of the layer's input, or of its windows laid out one after the other, each in whole blocks."""
-        source = self.values[layer.inputs[0]]
-        if window is None:
-            return source
-        n, height, width, channels = layer.in_shape
-        block = self.program.numbers.format.block
-        row = -(-math.prod(window.kernel) * channels // block) * block
-        to = self.new((n, *window.output_size(height, width), row))
-        kernels, threads = self.kernels, self.threads
-
-        def bind(arrays: Sequence[Array], _: Feeds) -> Work:
-            return lambda: kernels.unfold(arrays[source], window, threads, arrays[to]).size * 0
-
-        self.add("unfold", layer.name, bind, [source, to])
-        return to
 
     def quantize(self, layer: Layer, source: int) -> _Blocks:
         fmt, kernels = self.program.numbers.format, self.kernels
@@ -240,22 +246,57 @@ class _Planner:
         def bind(arrays: Sequence[Array], _: Feeds) -> Work:
             rows, out = _rows(arrays[source]), (_rows(arrays[codes]), _rows(arrays[exponents]))
 
-            def work() -> int:
+            def work() -> tuple[int, ...]:
                 kernels.quantize(rows, fmt, "even", 0, out)
                 if table is not None:
                     np.take(table, arrays[codes], out=arrays[mantissas], mode="clip")
-                return 0
+                return ()
 
             return work
 
-        self.add("quantize", layer.name, bind, [source, codes, exponents, mantissas])
+        self.add("quantize", [layer.name], bind, [source, codes, exponents, mantissas])
         return blocks
+
+    def concat_slot(self, layer: Layer) -> int:
+        """A slot for what a concat makes: where concats grow, the first makes room for the last."""
+        last = layer.output
+        while last in self.grown:
+            last = self.grown[last]
+        if last not in self.grounds:
+            self.grounds[last] = self.new(nhwc_shape(self.program.shapes[last]))
+        return self.grounds[last] if last == layer.output else self.new(layer.out_shape, base=self.grounds[last])
+
+    def concat(self, layer: Layer, to: int) -> None:
+        """Copies what does not lie there yet."""
+        sources = [self.values[name] for name in layer.inputs]
+        ends = list(itertools.accumulate(layer.input_channels))
+        parts = [
+            (source, end - count, end)
+            for source, count, end in zip(sources, layer.input_channels, ends, strict=True)
+            if end > count or self.ground(source) != self.ground(to)
+        ]
+
+        def bind(arrays: Sequence[Array], _: Feeds) -> Work:
+            copies = [(arrays[to][..., start:end], arrays[source]) for source, start, end in parts]
+
+            def work() -> tuple[int, ...]:
+                for target, source in copies:
+                    target[:] = source
+                return ()
+
+            return work
+
+        self.add("concat", [layer.name], bind, [*sources, to])
+
+    def ground(self, slot: int) -> int:
+        """The slot whose memory `slot` is in."""
+        base = self.slots[slot].base
+        return slot if base is None else base
 
     def head(self, layer: Layer, to: int) -> None:
         kernels, numbers, threads = self.kernels, self.program.numbers, self.threads
         pointwise: Pointwise = numbers.pointwise
-        sources = [self.values[name] for name in layer.inputs]
-        window, first = layer.window or Window((1, 1)), sources[0]
+        window, first = layer.window or Window((1, 1)), self.values[layer.inputs[0]]
         kind: OperationKind
         match layer.head:
             case "depthwise":
@@ -287,7 +328,8 @@ class _Planner:
                     kernels.leave(x, threads, out.reshape(n, channels, height, width))
                     return 0
 
-            case "upsample":
+            case _:
+                assert layer.head == "upsample"
                 kind, (down, right) = "upsample", layer.repeat
 
                 def call(x: Float32Array, out: Float32Array) -> int:
@@ -295,21 +337,7 @@ class _Planner:
                     out.reshape(n, height, down, width, right, channels)[:] = x[:, :, None, :, None]
                     return 0
 
-            case _:
-                assert layer.head == "concat"
-
-                def join(arrays: Sequence[Array], _: Feeds) -> Work:
-                    parts = [arrays[slot] for slot in sources]
-                    return lambda: np.concatenate(parts, axis=3, out=arrays[to]).size * 0
-
-                self.add("concat", layer.name, join, [*sources, to])
-                return
-
-        self.add(kind, layer.name, lambda arrays, _: lambda: call(arrays[first], arrays[to]), [first, to])
-
-
-def _read_by_matrix(layer: Layer) -> _Key:
-    return layer.inputs[0], layer.window if layer.packing == "window" else None
+        self.add(kind, [layer.name], lambda arrays, _: lambda: (call(arrays[first], arrays[to]),), [first, to])
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ WINDOWS = [
     Window((3, 3), pads=(1, 1, 1, 1)),
     Window((2, 3), stride=(2, 1), pads=(0, 2, 3, 0), dilation=(1, 2)),
     Window((1, 1), stride=(2, 2), pads=(3, 3, 3, 3)),  # most outputs see nothing but padding
+    Window((1, 2), pads=(2, 1, 0, 6), dilation=(1, 12)),  # none sees both of its columns, some none
+    Window((1, 5), stride=(1, 2), pads=(0, 40, 0, 40), dilation=(1, 9)),  # windows far apart
 ]
 each_type = pytest.mark.parametrize("pointwise", POINTWISE)
 
@@ -23,8 +25,8 @@ each_type = pytest.mark.parametrize("pointwise", POINTWISE)
 def test_depthwise_is_the_reference(kernels: Backend, pointwise: Any, kind: str, numbers: Any, same_bits: Any) -> None:
     rng = np.random.default_rng(0)
     for window in WINDOWS:
-        for channels, multiplier in ((1, 1), (5, 1), (19, 1), (4, 3)):
-            x = unit.round_to(numbers(rng, kind, 2, 5, 6, channels), pointwise)
+        for channels, multiplier in ((1, 1), (19, 1), (70, 1), (4, 3)):
+            x = unit.round_to(numbers(rng, kind, 2, 5, 9, channels), pointwise)
             w = unit.round_to(numbers(rng, kind, *window.kernel, channels * multiplier), pointwise)
             with np.errstate(over="ignore", invalid="ignore"):
                 expected = Reference().depthwise(x, w, window, pointwise, 1)
@@ -41,7 +43,7 @@ def test_depthwise_is_the_reference_for_any_shape_and_any_numbers(
     @given(
         st.sampled_from(POINTWISE),
         st.tuples(st.sampled_from(["ordinary", "spread", "any", "tiny"]), st.integers(0, 2**32)),
-        st.tuples(st.integers(1, 2), st.integers(5, 7), st.integers(5, 8), st.integers(1, 40)),
+        st.tuples(st.integers(1, 2), st.integers(5, 7), st.integers(5, 20), st.integers(1, 80)),
         st.builds(Window, small, small, st.tuples(*[st.integers(0, 3)] * 4), st.tuples(*[st.integers(1, 2)] * 2)),
         st.tuples(st.integers(1, 3), st.integers(1, 3)),
     )

@@ -39,6 +39,45 @@ def test_slots_that_live_together_do_not_overlap_and_room_is_used_again():
         assert layout.size < sum(slot.size for slot in slots) / 2
 
 
+def test_a_slot_with_a_base_is_its_first_channels():
+    kind = np.dtype("f4")
+    slots = [Slot((1, 2, 2, 5), kind, 0, 4), Slot((1, 2, 2, 3), kind, 1, 1, 0), Slot((9,), kind, 1, 4)]
+    layout = lay_out(slots)
+    base, first, other = layout.arrays()
+    assert layout.size == slots[0].size + slots[2].size
+    assert first.shape == (1, 2, 2, 3)
+    assert np.shares_memory(base[..., :3], first)
+    assert not np.shares_memory(base[..., 3:], first)
+    assert not np.shares_memory(other, base)
+
+
+def growing_net(also_pooled):
+    net = Net(22)
+    x, results = "x", []
+    for i in range(4):
+        y = net.op("Relu", net.op("Mul", x, net.random(16 + 8 * i, 1, 1)))
+        x = net.op("Concat", x, net.conv(y, 16 + 8 * i, 8, 3, pads=[1, 1, 1, 1]), axis=1)
+        if i == 1 and also_pooled:
+            results.append(net.op("GlobalAveragePool", x))
+    last = net.op("GlobalAveragePool", x)
+    net.op("Concat", last, *results, axis=1, output="result")
+    return net.model(("N", 16, 6, 7), "result")
+
+
+@pytest.mark.parametrize(("also_pooled", "views"), [(False, 3), (True, 2)])
+def test_concats_that_grow_lie_in_the_memory_of_the_last(also_pooled, views):
+    session = session_of(growing_net(also_pooled))
+    schedule = session._steps[0].runner._schedules[frozenset(["result"])][0]
+    assert sum(slot.base is not None for slot in schedule.layout.slots) == views
+    kinds = [operation.kind for operation in schedule.operations]
+    assert kinds.count("pointwise") == 0
+    assert kinds.count("matrix") == 4
+    x = feed((1, 16, 6, 7))
+    names = [node.outputs[0] for node in session.plan.graph.nodes]
+    every = session.run({"x": x}, names)  # where each tensor is wanted, none shares its memory
+    assert same_bits(session.run({"x": x})["result"], every["result"])
+
+
 def pointwise_net():
     net = Net(20)
     x = net.op("MaxPool", "x", kernel_shape=[2, 2], strides=[2, 2])
