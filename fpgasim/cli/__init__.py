@@ -12,14 +12,15 @@ from typing import Any
 import click
 
 import fpgasim
-from fpgasim.cli import listing, models, numbers, programs, reports, speed, zoo
+from fpgasim.cli import cycles, listing, models, numbers, programs, reports, speed, zoo
 from fpgasim.errors import FpgasimError, status
 
 COMMANDS = {
-    "Networks": (models.run, models.partition, models.simulate, reports.report, zoo.zoo, models.demo),
+    "Networks": (models.run, models.partition, cycles.simulate, reports.report, reports.sweep, zoo.zoo, models.demo),
     "Numbers": (numbers.quantize,),
     "Programs of the engine": (programs.asm, programs.disasm),
     "Speed": (speed.bench,),
+    "How right it is": (cycles.validate,),
     "What is there": (listing.devices, listing.formats, listing.kernels, listing.doctor),
 }
 
