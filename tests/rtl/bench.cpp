@@ -8,9 +8,9 @@
 #include <cstring>
 #include <vector>
 
-#include "Vcore.h"
+#include "Vbench.h"
 
-static Vcore core;
+static Vbench core;
 
 static void tick() {
     core.clk = 0;

@@ -3,9 +3,9 @@
 #include <cstdint>
 #include <cstdio>
 
-#include "Vsystolic.h"
+#include "Vbench.h"
 
-static Vsystolic top;
+static Vbench top;
 
 static void tick() {
     top.clk = 0;

@@ -1,10 +1,11 @@
 """Every core and every network, and arrays up to 16x16, against the RTL: run by `make test-rtl`."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 
-from ..comparing import check_array, check_program
+from ..comparing import check_array, check_overlapping_array, check_program
 from ..devices import CORES
 from ..networks import NETWORKS, feeds
 from ..random_programs import arithmetic, random_program
@@ -20,8 +21,9 @@ ARRAYS: dict[tuple[int, int], list[tuple[int, int, int]]] = {
 
 
 @pytest.mark.parametrize("shape", ARRAYS, ids=lambda shape: f"{shape[0]}x{shape[1]}")
-def test_arrays(shape: tuple[int, int]) -> None:
-    check_array(*shape, [(flow, *sizes) for flow, sizes in itertools.product(FLOWS, ARRAYS[shape])])
+@pytest.mark.parametrize("check", [check_array, check_overlapping_array])
+def test_arrays(shape: tuple[int, int], check: Callable[[int, int, list[tuple[str, int, int, int]]], None]) -> None:
+    check(*shape, [(flow, *sizes) for flow, sizes in itertools.product(FLOWS, ARRAYS[shape])])
 
 
 @pytest.mark.parametrize("network", NETWORKS)
