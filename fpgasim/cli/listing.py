@@ -71,7 +71,7 @@ def _resources(device: Device, format_: str, json_: bool) -> None:
         click.echo(to_json({"name": device.name, "format": format_, **dataclasses.asdict(estimate)}))
         return
     show(
-        f"{device.name} in {format_}, by coefficients fitted to three published engines (`fpgasim validate` shows how well)",
+        f"{device.name} in {format_}, by coefficients fitted to three published engines (see `fpgasim validate`)",
         table(
             ("", ""),
             (

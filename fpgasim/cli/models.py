@@ -1,4 +1,4 @@
-"""`fpgasim run`, `partition`, `simulate` and `demo`: what becomes of a network."""
+"""`fpgasim run`, `partition` and `demo`: what becomes of a network."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 Command = Callable[..., Any]
 
 
-def planned(command: Command) -> Command:
-    """The argument and options of every command that makes a plan."""
+def plan_options(command: Command) -> Command:
+    """The options of every command that makes a plan."""
     for decorate in (
         click.option("--json", "json_", is_flag=True, help="Print one JSON object."),
         click.option(
@@ -39,10 +39,14 @@ def planned(command: Command) -> Command:
             help=f"Checkpoint for a zoo network (ONNX, safetensors, npz, PyTorch), or `{PRETRAINED}` for trained ones "
             "that are installed or fetched. Default: random ones.",
         ),
-        click.argument("model"),
     ):
         command = decorate(command)
     return command
+
+
+def planned(command: Command) -> Command:
+    """The argument and options of every command on one network."""
+    return click.argument("model")(plan_options(command))  # type: ignore[no-any-return]
 
 
 def _partition(graph: Graph, device: str, format_: str, objective: str) -> Plan:
@@ -205,31 +209,6 @@ def partition(
         click.echo(to_json({"provenance": plan_provenance(model, weights, plan), "plan": runs.plan_json(plan)}))
         return
     show(plan.explain(), *([f"\nwrote {save}"] if save else []))
-
-
-@click.command()
-@planned
-@click.option("--layers", is_flag=True, help="Print the cycles of every layer.")
-def simulate(
-    model: str, weights: str | None, device: str, format_: str, objective: str, json_: bool, layers: bool
-) -> None:
-    """Count the cycles that MODEL takes, without computing a value.
-
-    MODEL is an ONNX file, a network of the zoo or a saved plan. Symbolic dimensions count as 1.
-    """
-    from fpgasim.report import runs
-    from fpgasim.runtime import plan_timing
-
-    plan = make_plan(model, weights, device, format_, objective)
-    timing = plan_timing(plan)
-    if json_:
-        result = {"provenance": plan_provenance(model, weights, plan), "fpga_mac_share": plan.fpga_mac_share}
-        click.echo(to_json(result | {"timing": runs.timing_json(timing)}))
-        return
-    show(runs.title(plan), runs.placement_line(plan), "")
-    if layers:
-        show(runs.layers_table(timing), "")
-    show(runs.timing_table(plan, timing), "", runs.timing_notes(plan, timing))
 
 
 @click.command()

@@ -15,7 +15,7 @@ from fpgasim.npu.layers import Layer, Stage
 from fpgasim.npu.numbers import resolve_numbers
 from fpgasim.npu.overlay import Overlay, WorkTiming
 from fpgasim.npu.simulation import simulate
-from fpgasim.npu.timing import segment_timing
+from fpgasim.npu.timing import SegmentTiming, segment_timing
 
 Kind = Literal["gemv", "rnn", "gru", "lstm", "mlp", "conv"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -109,17 +109,35 @@ def _layer_timing(workload: Workload, device: Device, batch: int) -> WorkTiming:
     else:
         raise DeviceError(f"device {device.name!r} runs no recurrent cells; gemv, mlp and conv would do")
     timing = segment_timing(layers, device, numbers)
-    rows = timing.layers
-    mvm = sum(row.mvm_cycles for row in rows)
-    useful = min(mvm, -(-timing.macs // device.macs_per_cycle))
-    losses = {
+    return WorkTiming(timing.cycles, timing.seconds, timing.utilization, timing.macs, segment_losses(timing))
+
+
+def segment_losses(timing: SegmentTiming) -> dict[str, int]:
+    """Where the cycles of a segment go, by the names that `simulation.CYCLES` has; they add up to its cycles.
+
+    `useful` are the multiply-accumulates at the engine's peak rate, `fill` what no layer before hides, `weight load`
+    the cycles in which no layer works.
+    """
+    busy = sum(stop - start for start, stop in timing.spans)
+    mvm = sum(row.mvm_cycles for row in timing.layers)
+    pointwise = sum(row.pointwise_cycles for row in timing.layers)
+    useful = min(mvm, round(timing.utilization * timing.cycles))
+    return {
         "useful": useful,
         "padding": mvm - useful,
-        "pointwise": sum(row.pointwise_cycles for row in rows),
-        "fill": sum(row.fill_cycles for row in rows),
-        "weight load": timing.cycles - timing.compute_cycles,
+        "pointwise": pointwise,
+        "fill": busy - mvm - pointwise,
+        "weight load": timing.cycles - busy,
     }
-    return WorkTiming(timing.cycles, timing.seconds, timing.utilization, timing.macs, losses)
+
+
+def covers(workload: Workload, device: Device) -> str:
+    """What the cycles of `workload_timing` cover, in words."""
+    if device.engine == "overlay":
+        return "from the start to the last write, the load of the inputs with it; weights are on the chip"
+    if workload.kind == "conv" or device.engine == "systolic":
+        return "from the first weight load to the last write; weights come from DRAM"
+    return "from the first fetch to the last write; weights are on the chip"
 
 
 def _conv_layer(sizes: tuple[int, ...], batch: int) -> Layer:
