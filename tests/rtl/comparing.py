@@ -1,9 +1,10 @@
-"""What the RTL must equal: the interpreter's bits, the simulator's cycles, the formulae of the array."""
+"""The RTL beside the package: the interpreter's bits, the simulator's cycles, the formulae of the array."""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -14,7 +15,7 @@ from fpgasim.npu import execute, initial_state, simulate, systolic_cycles
 from fpgasim.npu.programs import Program
 from fpgasim.npu.systolic import Array, array_timing
 
-from .running import CoreRun, run
+from .running import run
 from .verilating import build
 
 
@@ -24,8 +25,23 @@ def same_bits(a: Float32Array, b: Float32Array) -> npt.NDArray[np.bool_]:
     return found
 
 
-def check_program(program: Program, feeds: Mapping[str, npt.ArrayLike]) -> CoreRun:
-    """Runs `program` on the core and asserts that every bit and every cycle is as the package says."""
+@dataclass(frozen=True)
+class Comparison:
+    """Cycles of one program or product, by the RTL and by the model; and of its chains: issued, ended."""
+
+    name: str
+    rtl: int
+    model: int
+    rtl_chains: tuple[tuple[int, int], ...] = ()
+    model_chains: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def equal(self) -> bool:
+        return self.rtl == self.model and self.rtl_chains == self.model_chains
+
+
+def compare_program(program: Program, feeds: Mapping[str, npt.ArrayLike]) -> Comparison:
+    """The cycles of `program` on the core and by the model. Asserts that every bit it leaves is the interpreter's."""
     state = initial_state(program, feeds)
     execute(program, state)
     timing = simulate(program)
@@ -35,31 +51,40 @@ def check_program(program: Program, feeds: Mapping[str, npt.ArrayLike]) -> CoreR
         assert same.all(), f"{program.name}: {mem.name} differs first at {np.argwhere(~same)[0]}"
     given = np.concatenate([np.zeros((0, program.device.native_dim), np.float32), *state.given])
     assert same_bits(core.given, given).all(), f"{program.name}: what is sent differs"
-    assert core.cycles == timing.cycles
-    if timing.stepped_cycles == timing.cycles:  # no turns of a block were added without stepping through them
-        assert [(c.issued, c.ended) for c in core.chains] == [(c.issue, c.end) for c in timing.chains]
-    return core
+    if timing.stepped_cycles < timing.cycles:  # the model added turns of a block without stepping through them
+        return Comparison(program.name, core.cycles, timing.cycles)
+    return Comparison(
+        program.name,
+        core.cycles,
+        timing.cycles,
+        tuple((c.issued, c.ended) for c in core.chains),
+        tuple((c.issue, c.end) for c in timing.chains),
+    )
 
 
 Product = tuple[str, int, int, int]
 
 
-def check_array(rows: int, cols: int, cases: Sequence[Product]) -> None:
-    """Runs products (dataflow, m, n, k) on a `rows` × `cols` array in serial folds; asserts results and cycles."""
-    for (flow, m, n, k), cycles in zip(cases, _products("systolic", rows, cols, cases), strict=True):
-        assert cycles == systolic_cycles(m, n, k, rows, cols, flow), (flow, m, n, k)
+def compare_array(rows: int, cols: int, cases: Sequence[Product]) -> list[Comparison]:
+    """Cycles of products (dataflow, m, n, k) on a `rows` × `cols` array in serial folds. Asserts the results."""
+    return [
+        Comparison(f"{rows}x{cols} {flow} {m}x{n}x{k}", cycles, systolic_cycles(m, n, k, rows, cols, flow))
+        for (flow, m, n, k), cycles in zip(cases, _products("systolic", rows, cols, cases), strict=True)
+    ]
 
 
-def check_overlapping_array(rows: int, cols: int, cases: Sequence[Product]) -> None:
+def compare_overlapping_array(rows: int, cols: int, cases: Sequence[Product]) -> list[Comparison]:
     """The same in the array's own mode, when its memories hold everything and DRAM brings it in no time.
 
     No time is less than a cycle, which the model rounds up.
     """
-    big = 1 << 40
+    big, found = 1 << 40, []
     for (flow, m, n, k), cycles in zip(cases, _products("systolic_overlapped", rows, cols, cases), strict=True):
         assert flow in ("os", "ws", "is")
         array = Array(rows, cols, flow, big, big, big, Fraction(1 << 100))
-        assert cycles + 1 == array_timing(m, n, k, array, 8, 8, 32).cycles, (flow, m, n, k)
+        model = array_timing(m, n, k, array, 8, 8, 32).cycles - 1
+        found.append(Comparison(f"{rows}x{cols} {flow} {m}x{n}x{k} overlapped", cycles, model))
+    return found
 
 
 def _products(top: str, rows: int, cols: int, cases: Sequence[Product]) -> list[int]:
