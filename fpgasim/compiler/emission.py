@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from fpgasim.compiler.chains import Chains, Item
-from fpgasim.compiler.matrices import joined
+from fpgasim.compiler.matrices import Matrix, joined
 from fpgasim.compiler.placing import Placed, Planner, pinned_vectors
 from fpgasim.compiler.store import Store
 from fpgasim.compiler.streaming import Job, Resident, Stream
@@ -40,7 +40,7 @@ def emit(segment: Segment, *, weights: Weights = "auto", name: str = "segment") 
         raise CompileError(f"device {segment.device.name!r} is a {segment.device.engine} array and has no instructions")
     tasks, constants = make_tasks(segment)
     tensors = tensors_of(segment, tasks)
-    tiles = sum(sum(task.matrix.rows) for task in tasks if task.matrix is not None)
+    tiles = sum(sum(matrix.rows) for matrix in _matrices(tasks))
     capacity = segment.device.mrf_tiles
     pin = weights == "pin" or (weights == "auto" and tiles <= capacity)
     if pin and tiles > capacity:
@@ -82,7 +82,9 @@ class _Emission:
     def program(self) -> Program:
         segment, native = self.segment, self.segment.device.native_dim
         writer = Writer(native)
-        firsts = np.cumsum([0, *(sum(t.matrix.rows) if t.matrix else 0 for t in self.tasks)]).tolist()
+        matrices = _matrices(self.tasks)
+        starts = dict(zip(map(id, matrices), np.cumsum([0, *(sum(m.rows) for m in matrices)]).tolist(), strict=False))
+        firsts = [starts.get(id(task.matrix), 0) for task in self.tasks]
         items = [list(self.items(placed)) for placed in self.placed]
         jobs = [] if self.pin else [job for found in items for job in self.jobs(found, firsts)]
         weights = Stream(writer, jobs, segment.device.mrf_tiles) if jobs else Resident()
@@ -105,8 +107,8 @@ class _Emission:
             if self.tensors[output].is_output:
                 outputs.append(Port(output, segment.shapes[output]))
                 chains.leave(output, placed)
-        parts = [task.matrix.tiles for task in self.tasks if task.matrix is not None]
-        tiles = {Mem.MATRIX_RF if self.pin else Mem.DRAM: joined(parts)} if parts else {}
+        where = Mem.MATRIX_RF if self.pin else Mem.DRAM
+        tiles = {where: joined([matrix.tiles for matrix in matrices])} if matrices else {}
         return Program(
             self.name,
             segment.device,
@@ -170,12 +172,18 @@ class _Emission:
         products = [(item, matrix) for item in items if (matrix := self.tasks[item.task].matrix) is not None]
         if not products:
             return []
-        tasks = {item.task for item, _ in products}
-        first, last = firsts[min(tasks)], firsts[max(tasks) + 1]
+        spans = {firsts[item.task]: sum(matrix.rows) for item, matrix in products}
+        first, tiles = min(spans), sum(spans.values())
         whole = all(item.portion == range(len(matrix.rows)) for item, matrix in products)
-        if whole and last - first <= self.segment.device.mrf_tiles:
-            return [Job(first, last - first, len(products))]
+        together = max(start + count for start, count in spans.items()) == first + tiles
+        if whole and together and tiles <= self.segment.device.mrf_tiles:
+            return [Job(first, tiles, len(products))]
         for item, matrix in products:
             start = firsts[item.task] + matrix.tiles_before(item.portion.start)
             found.append(Job(start, sum(matrix.rows[i] for i in item.portion), 1))
         return found
+
+
+def _matrices(tasks: Sequence[Task]) -> list[Matrix]:
+    """The matrices of `tasks`, those that several share once."""
+    return list({id(task.matrix): task.matrix for task in tasks if task.matrix is not None}.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -103,12 +104,22 @@ class Constants:
 def make_tasks(segment: Segment) -> tuple[list[Task], Constants]:
     """The tasks of `segment` in order, and their constants."""
     native = segment.device.native_dim
-    constants = Constants(native)
-    unclean: set[str] = set()
+    constants, unclean = Constants(native), set[str]()
+    shared: dict[tuple[object, ...], Matrix] = {}
     tasks = []
     for layer in _with_clean_tails(segment, unclean):
-        tasks.append(_task(segment, layer, constants))
+        task = _task(segment, layer, constants)
+        if task.matrix is not None:  # the steps of a recurrence have the same weights
+            task = dataclasses.replace(task, matrix=shared.setdefault(_contents(task.matrix), task.matrix))
+        tasks.append(task)
     return tasks, constants
+
+
+def _contents(matrix: Matrix) -> tuple[object, ...]:
+    """What makes two matrices one."""
+    exponents = b"" if matrix.tiles.exponents is None else matrix.tiles.exponents.tobytes()
+    digests = (hashlib.blake2b(part).digest() for part in (matrix.tiles.mantissas.tobytes(), exponents))
+    return matrix.bands, matrix.rows, *digests
 
 
 def readers_halo(task: Task) -> tuple[int, int, int, int]:

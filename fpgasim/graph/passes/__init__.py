@@ -8,6 +8,7 @@ from fpgasim.graph.passes.constant_folding import fold_constants
 from fpgasim.graph.passes.dead_node_removal import remove_dead_nodes
 from fpgasim.graph.passes.identity_removal import remove_identities
 from fpgasim.graph.passes.pad_folding import fold_pads
+from fpgasim.graph.passes.recurrence_unrolling import unroll_recurrences
 from fpgasim.graph.passes.shape_inference import infer_shapes
 from fpgasim.graph.structure import Graph
 
@@ -17,6 +18,7 @@ Pass = Callable[[Graph], tuple[Graph, bool]]
 PASSES: Mapping[str, Pass] = MappingProxyType(
     {
         "infer_shapes": infer_shapes,
+        "unroll_recurrences": unroll_recurrences,
         "fold_constants": fold_constants,
         "remove_identities": remove_identities,
         "fold_pads": fold_pads,
@@ -30,7 +32,7 @@ def optimize(graph: Graph, after_pass: Callable[[Graph, str], None] | None = Non
     """The graph with every pass applied until none finds anything more to do.
 
     `after_pass(graph, name)` is called after each pass that changed the graph; `verify` fits there. Every folding
-    removes a node or makes a tensor constant, so this ends.
+    removes a node or makes a tensor constant, and a recurrence is unrolled once, so this ends.
     """
     changed = True
     while changed:
