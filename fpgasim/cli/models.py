@@ -46,7 +46,7 @@ def plan_options(command: Command) -> Command:
 
 def planned(command: Command) -> Command:
     """The argument and options of every command on one network."""
-    return click.argument("model")(plan_options(command))  # type: ignore[no-any-return]
+    return click.argument("model")(plan_options(command))
 
 
 def _partition(graph: Graph, device: str, format_: str, objective: str) -> Plan:

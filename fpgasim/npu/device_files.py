@@ -35,7 +35,7 @@ def load_device(path: str | os.PathLike[str]) -> Device:
     try:
         start = None if base is None else _base(base)
         hints = get_type_hints(Device)
-        values = {key: _typed(value, hints[key]) for key, value in given.items()}
+        values: dict[str, Any] = {key: _typed(value, hints[key]) for key, value in given.items()}
         if start is None:
             return _whole(name, values)
         fields = {f.name for f in described(values.get("engine", start.engine))}

@@ -45,8 +45,8 @@ class Overlay:
         self.chunk = d.pass_rows
         self.mvm_free = self.loader_free = d.start_cycles
         self.ready: dict[str, int] = {}
-        self.end = 0
-        self.macs = 0
+        self.words: dict[str, int] = {}  # that each vector was written in
+        self.end = self.last = 0  # of the last chain: when it was written, and in how many words
         self.tally: Counter[str] = Counter({"fetch": d.start_cycles})
 
     def inputs(self, length: int) -> int:
@@ -63,13 +63,11 @@ class Overlay:
 
     def _take(self, name: str, words: int) -> None:
         self.loader_free += words
-        self.ready[name] = self.loader_free
-        if self.end == 0:
-            self.tally["port"] += words
+        self.ready[name], self.words[name] = self.loader_free, words
 
     def constant(self, name: str) -> None:
         """Vectors that are there from the start."""
-        self.ready[name] = 0
+        self.ready[name] = self.words[name] = 0
 
     def product(
         self, source: str, length: int, outputs: int, targets: Sequence[str], operands: Sequence[str] = ()
@@ -78,24 +76,22 @@ class Overlay:
         d = self.device
         passes, rows = self.inputs(length), -(-outputs // d.native_dim)
         begin = max(self.mvm_free, self.ready[source])
-        waited = self.ready[source] > self.mvm_free
+        self._idle(begin - self.mvm_free, self.words[source], "dependency")
+        self.tally["busy"] += rows * passes
         done = stream = begin
         for count in _chunks(rows, self.chunk):  # a chunk's results come together, then one vector in a cycle
             done += count * passes
             stream = max(stream, done) + self.group * count
         self.mvm_free = done
-        self.macs += length * outputs
-        self._write(stream + d.mvm_latency, rows, targets, operands, rows * passes, waited)
+        self._write(stream + d.mvm_latency, rows, targets, operands)
 
     def pointwise(self, source: str, length: int, targets: Sequence[str], operands: Sequence[str] = ()) -> None:
         """`targets` become what the multifunction units make of `source` from the external file and `operands`."""
         rows = -(-length // self.device.native_dim)
         stream = self.ready[source] + self.device.external_latency + self.group * rows
-        self._write(stream, rows, targets, operands, 0, waited=True)
+        self._write(stream, rows, targets, operands)
 
-    def _write(
-        self, stream: int, rows: int, targets: Sequence[str], operands: Sequence[str], busy: int, waited: bool
-    ) -> None:
+    def _write(self, stream: int, rows: int, targets: Sequence[str], operands: Sequence[str]) -> None:
         """The loader writes the results, one vector in a cycle, in order, not before their operands have come.
 
         `stream` is when the last vector comes from the matrix unit or the external file.
@@ -103,26 +99,25 @@ class Overlay:
         d, words = self.device, self.group * rows
         through = _TAG + d.mfus * (d.mfu_latency + 2 * _QUEUE) + d.loader_latency
         arrival = max([stream, *(self.ready[name] + words for name in operands)])
-        end = max(arrival + through, self.loader_free + words)
-        gap = end - max(self.end, d.start_cycles)
-        if self.end == 0:
-            gap = end - self.loader_free  # the load of the first inputs has its name already
-        named = {"busy": busy, "port": min(words, max(0, gap - busy))}
-        rest = max(0, gap - named["busy"] - named["port"])
-        for name, count in named.items():
-            self.tally[name] += min(count, gap)
-        self.tally["fill" if not self.end else "dependency" if waited else "unit"] += rest
-        self.loader_free = self.end = end
+        self.loader_free = self.end = max(arrival + through, self.loader_free + words)
+        self.last = words
         for name in targets:
-            self.ready[name] = end
+            self.ready[name], self.words[name] = self.end, words
 
-    def timing(self) -> WorkTiming:
-        """What all chains so far cost."""
-        d, tally = self.device, self.tally
-        macs = self.macs * d.interleave * d.cores
+    def _idle(self, cycles: int, words: int, rest: str) -> None:
+        """Names cycles without a product: in some of them the `words` that are waited for pass, one in a cycle."""
+        self.tally["port"] += min(cycles, words)
+        self.tally[rest] += cycles - min(cycles, words)
+
+    def timing(self, macs: int) -> WorkTiming:
+        """What all chains so far cost, `macs` of whose multiply-accumulates are asked for."""
+        d, tally = self.device, self.tally.copy()
+        behind = self.end - self.mvm_free  # the last results are on their way
+        tally["port"] += min(behind, self.last)
+        tally["drain"] += behind - min(behind, self.last)
         useful = min(tally["busy"], -(-macs // d.macs_per_cycle))
         losses = {"useful": useful, "padding": tally["busy"] - useful}
-        losses |= {name: tally[name] for name in ("fetch", "fill", "port", "dependency", "unit")}
+        losses |= {name: tally[name] for name in ("fetch", "port", "dependency", "drain")}
         losses["idle"] = self.end - sum(losses.values())
         return WorkTiming(self.end, self.end / d.clock_hz, macs / (self.end * d.macs_per_cycle), macs, losses)
 

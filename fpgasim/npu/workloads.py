@@ -174,13 +174,13 @@ def overlay_timing(workload: Workload, device: Device, batch: int | None = None)
         raise DeviceError(
             f"device {device.name!r} runs no convolutions; {', '.join(FORMS[k] for k in KINDS[:5])} would do"
         )
-    engine = Overlay(device)
-    for _ in range(-(-(batch or device.batch) // device.batch)):
+    engine, inputs = Overlay(device), batch or device.batch
+    for _ in range(-(-inputs // device.batch)):
         if workload.kind in ("gemv", "mlp"):
             _dense(engine, workload.sizes)
         else:
             {"rnn": _rnn, "gru": _gru, "lstm": _lstm}[workload.kind](engine, *workload.sizes)
-    return engine.timing()
+    return engine.timing(workload.macs * inputs)
 
 
 def _dense(engine: Overlay, widths: tuple[int, ...]) -> None:

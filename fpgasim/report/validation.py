@@ -99,7 +99,7 @@ def _peak(row: Reference) -> float:
 def _tiles(row: Reference) -> float:
     """Native tiles of all convolutions, and one with ones on its diagonal that the firmware pools with."""
     device = get_device(row.device)
-    timing = segment_timing(_features(device), device, resolve_numbers(device, "bw_1s5e5m"))
+    timing = segment_timing(resnet50_features(device), device, resolve_numbers(device, "bw_1s5e5m"))
     return sum(layer.native_tiles for layer in timing.layers) + 1
 
 
@@ -107,7 +107,7 @@ def _over_bandwidths(row: Reference) -> tuple[float, float]:
     device = get_device(row.device)
     numbers = resolve_numbers(device, "bw_1s5e5m")
     low, high = (
-        prefetched_cycles(_features(device), dataclasses.replace(device, dram_bytes_per_s=rate), numbers)
+        prefetched_cycles(resnet50_features(device), dataclasses.replace(device, dram_bytes_per_s=rate), numbers)
         for rate in BANDWIDTHS
     )
     return low / device.clock_hz * 1e3, high / device.clock_hz * 1e3
@@ -115,12 +115,12 @@ def _over_bandwidths(row: Reference) -> tuple[float, float]:
 
 def _compute_bound(row: Reference) -> float:
     device = get_device(row.device)
-    timing = segment_timing(_features(device), device, resolve_numbers(device, "bw_1s5e5m"))
+    timing = segment_timing(resnet50_features(device), device, resolve_numbers(device, "bw_1s5e5m"))
     return timing.compute_cycles / device.clock_hz * 1e3
 
 
 @functools.cache
-def _features(device: Device) -> tuple[Layer, ...]:
+def resnet50_features(device: Device) -> tuple[Layer, ...]:
     """The layers of ResNet-50 up to its last convolution, the network as the onnx package has it."""
     import fpgasim
     from fpgasim.compiler import segment_layers

@@ -86,6 +86,13 @@ def test_every_cycle_has_a_name(text, key):
     assert timing.losses["idle"] == 0
     assert timing.macs == parse_workload(text).macs * device.batch
     assert timing.utilization == pytest.approx(timing.macs / (timing.cycles * device.macs_per_cycle))
+    assert timing.losses["useful"] == -(-timing.macs // device.macs_per_cycle)
+
+
+def test_only_the_inputs_that_were_asked_for_count_as_useful():
+    six, seven, twelve = (overlay_timing(parse_workload("gemv:512:512"), NPU, n) for n in (6, 7, 12))
+    assert (seven.cycles, seven.macs) == (twelve.cycles, 7 * 512 * 512)
+    assert seven.utilization < six.utilization < twelve.utilization
 
 
 def test_a_long_sequence_costs_a_constant_number_of_cycles_a_step():
