@@ -108,7 +108,7 @@ def _overlay_of_the_cycle_model(
 def _of_overlay(
     name: str,
     shape: str,
-    latencies: Mapping[str, str],
+    latencies: dict[str, str],
     native_dim: int,
     lanes: int,
     tiles: int,
