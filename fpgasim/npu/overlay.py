@@ -9,7 +9,7 @@ stay on the chip; `interleave` vectors share each weight that is read, and `core
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from fpgasim.npu.device import Device
@@ -48,6 +48,28 @@ class Overlay:
         self.words: dict[str, int] = {}  # that each vector was written in
         self.end = self.last = 0  # of the last chain: when it was written, and in how many words
         self.tally: Counter[str] = Counter({"fetch": d.start_cycles})
+
+    @property
+    def now(self) -> int:
+        return self.mvm_free
+
+    @property
+    def through(self) -> int:
+        """Cycles from the matrix unit or the external file to a register file."""
+        return _TAG + self.device.mfus * (self.device.mfu_latency + 2 * _QUEUE) + self.device.loader_latency
+
+    def relative(self) -> Hashable:
+        now = self.now
+        # A vector that was there before can hold up neither a product nor the loader.
+        old = min(now, self.loader_free) - max(self.words.values()) - self.device.external_latency - self.through
+        ready = tuple((name, max(time, old) - now) for name, time in self.ready.items())
+        return self.loader_free - now, self.end - now, self.last, ready
+
+    def skip(self, duration: int) -> None:
+        self.mvm_free += duration
+        self.loader_free += duration
+        self.end += duration
+        self.ready = {name: time + duration for name, time in self.ready.items()}
 
     def inputs(self, length: int) -> int:
         """Passes over the tile engines that an input of `length` takes: ⌈length / (T·L)⌉."""
@@ -96,10 +118,9 @@ class Overlay:
 
         `stream` is when the last vector comes from the matrix unit or the external file.
         """
-        d, words = self.device, self.group * rows
-        through = _TAG + d.mfus * (d.mfu_latency + 2 * _QUEUE) + d.loader_latency
+        words = self.group * rows
         arrival = max([stream, *(self.ready[name] + words for name in operands)])
-        self.loader_free = self.end = max(arrival + through, self.loader_free + words)
+        self.loader_free = self.end = max(arrival + self.through, self.loader_free + words)
         self.last = words
         for name in targets:
             self.ready[name], self.words[name] = self.end, words

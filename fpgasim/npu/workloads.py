@@ -15,6 +15,7 @@ from fpgasim.npu.layers import Layer, Stage
 from fpgasim.npu.numbers import resolve_numbers
 from fpgasim.npu.overlay import Overlay, WorkTiming
 from fpgasim.npu.simulation import simulate
+from fpgasim.npu.steady import repeat
 from fpgasim.npu.timing import SegmentTiming, segment_timing
 
 Kind = Literal["gemv", "rnn", "gru", "lstm", "mlp", "conv"]
@@ -175,11 +176,22 @@ def overlay_timing(workload: Workload, device: Device, batch: int | None = None)
             f"device {device.name!r} runs no convolutions; {', '.join(FORMS[k] for k in KINDS[:5])} would do"
         )
     engine, inputs = Overlay(device), batch or device.batch
-    for _ in range(-(-inputs // device.batch)):
+
+    def group() -> None:
         if workload.kind in ("gemv", "mlp"):
             _dense(engine, workload.sizes)
         else:
-            {"rnn": _rnn, "gru": _gru, "lstm": _lstm}[workload.kind](engine, *workload.sizes)
+            begin, step = {"rnn": (_begin_rnn, _rnn), "gru": (_begin_gru, _gru), "lstm": (_begin_lstm, _lstm)}[
+                workload.kind
+            ]
+            hidden, time = workload.sizes
+            begin(engine, hidden)
+            engine.load("x", hidden)
+            repeat(engine, lambda: step(engine, hidden, True), time - 1)
+            step(engine, hidden, False)
+
+    group()  # before it there are no vectors
+    repeat(engine, group, -(-inputs // device.batch) - 1)
     return engine.timing(workload.macs * inputs)
 
 
@@ -189,45 +201,48 @@ def _dense(engine: Overlay, widths: tuple[int, ...]) -> None:
         engine.product(str(i), length, outputs, [str(i + 1)])
 
 
-def _rnn(engine: Overlay, hidden: int, time: int) -> None:
-    """h = tanh(W·x + U·h), the next x loaded behind W·x."""
+def _begin_rnn(engine: Overlay, hidden: int) -> None:
     engine.constant("h")
-    engine.load("x", hidden)
-    for t in range(time):
-        engine.product("x", hidden, hidden, ["wx"])
-        if t < time - 1:
-            engine.load("x", hidden)
-        engine.product("h", hidden, hidden, ["h"], ["wx"])
 
 
-def _gru(engine: Overlay, hidden: int, time: int) -> None:
+def _rnn(engine: Overlay, hidden: int, goes_on: bool) -> None:
+    """h = tanh(W·x + U·h), the next x loaded behind W·x."""
+    engine.product("x", hidden, hidden, ["wx"])
+    if goes_on:
+        engine.load("x", hidden)
+    engine.product("h", hidden, hidden, ["h"], ["wx"])
+
+
+def _begin_gru(engine: Overlay, hidden: int) -> None:
     for name in ("h", "h_mfu"):
         engine.constant(name)
     engine.load_external("ones", hidden)
-    engine.load("x", hidden)
-    for t in range(time):
-        for gate in "zrc":
-            engine.product("x", hidden, hidden, [f"x{gate}"])
-        if t < time - 1:
-            engine.load("x", hidden)
-        engine.product("h", hidden, hidden, ["z"], ["xz"])
-        engine.pointwise("ones", hidden, ["kept"], ["z", "h_mfu"])
-        engine.product("h", hidden, hidden, ["rh"], ["xr", "h_mfu"])
-        engine.product("rh", hidden, hidden, ["c"], ["xc"])
-        engine.pointwise("c", hidden, ["h", "h_mfu"], ["z", "kept"])
 
 
-def _lstm(engine: Overlay, hidden: int, time: int) -> None:
+def _gru(engine: Overlay, hidden: int, goes_on: bool) -> None:
+    for gate in "zrc":
+        engine.product("x", hidden, hidden, [f"x{gate}"])
+    if goes_on:
+        engine.load("x", hidden)
+    engine.product("h", hidden, hidden, ["z"], ["xz"])
+    engine.pointwise("ones", hidden, ["kept"], ["z", "h_mfu"])
+    engine.product("h", hidden, hidden, ["rh"], ["xr", "h_mfu"])
+    engine.product("rh", hidden, hidden, ["c"], ["xc"])
+    engine.pointwise("c", hidden, ["h", "h_mfu"], ["z", "kept"])
+
+
+def _begin_lstm(engine: Overlay, hidden: int) -> None:
     for name in ("h", "cell"):
         engine.constant(name)
-    engine.load("x", hidden)
-    for t in range(time):
-        for gate in "fcio":
-            engine.product("x", hidden, hidden, [f"x{gate}"])
-        if t < time - 1:
-            engine.load("x", hidden)
-        for gate in "fio":
-            engine.product("h", hidden, hidden, [gate], [f"x{gate}"])
-        engine.product("h", hidden, hidden, ["new"], ["xc", "i"])
-        engine.pointwise("cell", hidden, ["cell"], ["f", "new"])
-        engine.pointwise("cell", hidden, ["h"], ["o"])
+
+
+def _lstm(engine: Overlay, hidden: int, goes_on: bool) -> None:
+    for gate in "fcio":
+        engine.product("x", hidden, hidden, [f"x{gate}"])
+    if goes_on:
+        engine.load("x", hidden)
+    for gate in "fio":
+        engine.product("h", hidden, hidden, [gate], [f"x{gate}"])
+    engine.product("h", hidden, hidden, ["new"], ["xc", "i"])
+    engine.pointwise("cell", hidden, ["cell"], ["f", "new"])
+    engine.pointwise("cell", hidden, ["h"], ["o"])

@@ -3,7 +3,7 @@
 import pytest
 
 from fpgasim.errors import DeviceError, InputError
-from fpgasim.npu import get_device
+from fpgasim.npu import get_device, workloads
 from fpgasim.npu.overlay import Overlay
 from fpgasim.npu.simulation import CYCLES
 from fpgasim.npu.workloads import overlay_timing, parse_workload, workload_timing
@@ -157,3 +157,25 @@ def test_every_engine_runs_what_it_can_and_names_every_cycle(text, key):
 def test_a_batch_below_one_is_refused():
     with pytest.raises(InputError, match="batch=0 will not do"):
         workload_timing(parse_workload("gemv:8:8"), NPU, batch=0)
+
+
+@pytest.mark.parametrize("key", ["intel_npu_7t40d40l", "intel_4t120d40l", "bw_6t400d40l"])
+@pytest.mark.parametrize("text", ["rnn:300:90", "gru:700:90", "lstm:1100:90", "gru:40:90", "mlp:64-700-32"])
+def test_what_repeats_is_added_exactly(text, key, monkeypatch):
+    def stepped(work, turn, times):
+        for _ in range(times):
+            turn()
+
+    device, workload = get_device(key), parse_workload(text)
+    quick = overlay_timing(workload, device, 4 * device.batch)
+    monkeypatch.setattr(workloads, "repeat", stepped)
+    assert overlay_timing(workload, device, 4 * device.batch) == quick
+
+
+def test_the_longest_sequence_takes_no_longer_to_count():
+    assert cycles("lstm:256:999999") > 999_999 * 8
+
+
+def test_a_second_batch_of_a_cell_begins_with_a_new_state():
+    one, two = cycles("rnn:512:8"), cycles("rnn:512:8", batch=12)
+    assert two < 2 * one
