@@ -180,13 +180,21 @@ class _Placing:
         layer = planner.tasks[run.last - 1].layer
         by_image = rows < layer.out_shape[1] or bool(local)
         packed = {name: self.halo(name) for name in fed if self.flat(name)}
-        self.placed.append(Placed(run, rows, by_image, tuple(fed), {**self.homes}, local, room, packed))
+        self.placed.append(Placed(run, rows, by_image, tuple(fed), {n: at for n, at in self.homes.items() if at}, local, room, packed))
         for mem, low, size in taken:
             self.spaces[mem].give(low, size)
-        for name in [*self.homes]:
-            if max(planner.tensors[name].used, default=-1) < run.last:
-                for mem in self.homes.pop(name):
-                    self.spaces[mem].give(*self.sizes[name, mem])
+        for name, mem in [(name, mem) for name, places in self.homes.items() for mem in places]:
+            if self.last_use(name, mem) < run.last:
+                self.spaces[mem].give(*self.sizes[name, mem])
+                self.homes[name] = {other: at for other, at in self.homes[name].items() if other != mem}
+
+    def last_use(self, name: str, mem: Mem) -> int:
+        """The last layer that reads the place of a tensor in `mem`; −1 if none does."""
+        tensor = self.planner.tensors[name]
+        if mem.is_addsub:
+            return max(i for i, where in tensor.operands if where == mem)
+        brought = [i for i, where in tensor.operands if (name, where) not in self.sizes]
+        return max([*tensor.heads, *brought], default=-1)
 
     def settle(self, index: int, name: str) -> None:
         """Gives a whole tensor its places."""
