@@ -45,11 +45,14 @@ def simulate(
 
     MODEL is an ONNX file, a network of the zoo or a saved plan. Symbolic dimensions count as 1.
     """
-    from fpgasim.npu.workloads import KINDS, parse_workload
+    from fpgasim.npu.workloads import FORMS, KINDS, parse_workload
 
     if (model is None) == (workload is None):
         raise click.UsageError("Give either a MODEL or --workload SPEC.")
-    if workload is not None and (workload.partition(":")[0] in KINDS or not _is_model(workload)):
+    if workload is not None and workload.partition(":")[0] not in KINDS and not _is_model(workload):
+        forms = ", ".join(FORMS.values())
+        raise InputError(f"workload {workload!r} is no file and no network of the zoo; one of {forms} would do too")
+    if workload is not None and workload.partition(":")[0] in KINDS:
         _simulate_workload(parse_workload(workload), device, batch, json_)
         return
     name = str(model or workload)

@@ -60,7 +60,7 @@ def parse_workload(text: str) -> Workload:
     """The workload `text`, one of `FORMS`. Raises InputError for anything else."""
     kind, *rest = text.split(":")
     numbers = rest[0].split("-") if kind == "mlp" and len(rest) == 1 else rest
-    wanted = f"one of {', '.join(FORMS.values())} would do"
+    wanted = f"one of {', '.join(FORMS.values())} with numbers of up to 6 digits would do"
     if kind not in KINDS or not all(re.fullmatch(r"\d{1,6}", number) for number in numbers):
         raise InputError(f"workload {text!r}: {wanted}")
     sizes = tuple(int(number) for number in numbers)

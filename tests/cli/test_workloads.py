@@ -68,7 +68,12 @@ def test_a_device_file_is_taken(fpgasim, tmp_path):
     ("args", "words"),
     [
         (("--workload", "gru:1024"), "has 1 numbers; gru:H:T would do"),
-        (("--workload", "lstn:3:4"), "one of gemv:IN:OUT, rnn:H:T"),
+        (("--workload", "lstn:3:4"), "is no file and no network of the zoo; one of gemv:IN:OUT, rnn:H:T"),
+        (
+            ("--workload", "gru:1234567:8"),
+            "gru:H:T, lstm:H:T, mlp:A-B-C..., conv:H:W:C:K:KH:KW:S:P with numbers of up to",
+        ),
+        (("--workload", "."), "model file '.' cannot be read"),
         (("--workload", "conv:8:8:3:16:3:3:1:1", "--device", NPU), "runs no convolutions"),
         (("--workload", "gru:8:8", "--format", "msfp12"), "--format is for networks; leave it out"),
         (("--workload", "gru:8:8", "--layers"), "--layers is for networks"),
@@ -77,7 +82,8 @@ def test_a_device_file_is_taken(fpgasim, tmp_path):
     ],
 )
 def test_what_will_not_do_is_refused_in_one_line(refused, args, words):
-    assert words in refused("simulate", *args, exit_code=10 if "convolutions" in words or "yaml" in words else 4)
+    code = 10 if "convolutions" in words or "yaml" in words else 6 if "model file" in words else 4
+    assert words in refused("simulate", *args, exit_code=code)
 
 
 def test_a_model_and_a_workload_together_or_neither_are_a_wrong_use(fpgasim, model):
