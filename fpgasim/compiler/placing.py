@@ -161,6 +161,7 @@ class _Placing:
         self.homes: dict[str, dict[Mem, Buffer]] = {}
         self.sizes: dict[tuple[str, Mem], tuple[int, int]] = {}
         self.placed: list[Placed] = []
+        self.inherited: set[tuple[str, Mem]] = set()  # places that went to another tensor
 
     def add(self, index: int, run: Run) -> None:
         planner = self.planner
@@ -172,20 +173,24 @@ class _Placing:
             for name in planner._names(i)
             if planner.tensors[name].made < 0 and name not in self.homes
         )
-        for name in (*fed, output):
-            self.settle(index, name)
+        for name in fed:
+            self.settle(index, name, {})
+        self.settle(index, output, self.dying(run))
         rows, local, taken = self.stripes(index, run)
         room: dict[Mem, tuple[int, int]] = {mem: space.longest for mem, space in self.spaces.items() if mem != Mem.DRAM}
         self.check_room(index, run, room, local)
         layer = planner.tasks[run.last - 1].layer
         by_image = rows < layer.out_shape[1] or bool(local)
         packed = {name: self.halo(name) for name in fed if self.flat(name)}
-        self.placed.append(Placed(run, rows, by_image, tuple(fed), {n: at for n, at in self.homes.items() if at}, local, room, packed))
+        self.placed.append(
+            Placed(run, rows, by_image, tuple(fed), {n: at for n, at in self.homes.items() if at}, local, room, packed)
+        )
         for mem, low, size in taken:
             self.spaces[mem].give(low, size)
         for name, mem in [(name, mem) for name, places in self.homes.items() for mem in places]:
             if self.last_use(name, mem) < run.last:
-                self.spaces[mem].give(*self.sizes[name, mem])
+                if (name, mem) not in self.inherited:
+                    self.spaces[mem].give(*self.sizes[name, mem])
                 self.homes[name] = {other: at for other, at in self.homes[name].items() if other != mem}
 
     def last_use(self, name: str, mem: Mem) -> int:
@@ -196,8 +201,22 @@ class _Placing:
         brought = [i for i, where in tensor.operands if (name, where) not in self.sizes]
         return max([*tensor.heads, *brought], default=-1)
 
-    def settle(self, index: int, name: str) -> None:
-        """Gives a whole tensor its places."""
+    def dying(self, run: Run) -> dict[Mem, str]:
+        """Operands that only this run's one layer reads, of its output's shape: the output may overwrite them."""
+        task = self.planner.tasks[run.last - 1]
+        if run.last - run.first > 1:
+            return {}
+        return {
+            step.mem: step.tensor
+            for step in task.steps()
+            if step.tensor is not None
+            and step.mem is not None
+            and step.mem in self.homes.get(step.tensor, {})
+            and self.last_use(step.tensor, step.mem) == run.first
+        }
+
+    def settle(self, index: int, name: str, dying: Mapping[Mem, str]) -> None:
+        """Gives a whole tensor its places; in those of `dying` tensors of the same shape if there is no other room."""
         planner, tensor = self.planner, self.planner.tensors[name]
         native = planner.device.native_dim
         n, height, width, channels = tensor.shape
@@ -212,10 +231,14 @@ class _Placing:
             whole = bool(tensor.heads) or tensor.is_output
             for mem in dict.fromkeys(mem for _, mem in tensor.operands):
                 base = self.take(name, mem, n * height * width * vectors) if mem.is_addsub else None
-                if base is None:
-                    whole = True
-                else:
+                if base is not None:
                     places[mem] = Buffer(mem, base * native, pixel, row, height * row)
+                elif mem in dying:
+                    places[mem] = self.homes[dying[mem]][mem]
+                    self.sizes[name, mem] = self.sizes[dying[mem], mem]
+                    self.inherited.add((dying[mem], mem))
+                else:
+                    whole = True
             if whole:
                 top, left, bottom, right = halo = self.halo(name)
                 if self.flat(name):

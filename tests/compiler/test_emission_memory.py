@@ -71,6 +71,22 @@ def test_a_tensor_that_waits_long_is_kept_in_dram():
     assert touches(program, Mem.DRAM)
 
 
+def test_a_sum_takes_the_place_of_an_operand_where_there_is_no_other_room():
+    """Residuals that follow each other: each is the operand of the next, and the file has room for one."""
+    net = Net(12)
+    x = net.conv("x", 20, 20)
+    for _ in range(3):
+        x = net.op("Add", net.conv(x, 20, 20, relu=False), x)
+    net.op("Relu", x, output="result")
+    program = assert_same_bits(segment_of(net.model((1, 20, 6, 6), "result"), small(addsub_vrf=110)))
+    in_place = [
+        chain
+        for chain in vector_chains(program)
+        if chain.tiles and _writes(chain, Mem.ADDSUB_VRF_1) and any(s.mem == Mem.ADDSUB_VRF_1 for s in chain.operands)
+    ]
+    assert len(in_place) == 2
+
+
 def test_weights_that_fit_are_pinned_and_others_stream_one_layer_ahead():
     model = bottleneck()
     pinned = assert_same_bits(segment_of(model, small()))
