@@ -47,15 +47,14 @@ def report(
     timing = plan_timing(plan)
     origin = plan_provenance(model, weights, plan)
     rows = layer_rows(timing)
-    written = []
-    for path, text in (
-        (csv_, lambda: to_csv(rows)),
-        (json_file, lambda: to_json(layers_json(rows, timing, origin))),
-        (trace, lambda: to_json(plan_trace(plan, timing, origin))),
-    ):
-        if path is not None:
-            write(path, text())
-            written.append(path)
+    files = {
+        csv_: lambda: to_csv(rows),
+        json_file: lambda: to_json(layers_json(rows, timing, origin)),
+        trace: lambda: to_json(plan_trace(plan, timing, origin)),
+    }
+    written = [path for path in files if path is not None]
+    for path in written:
+        write(path, files[path]())
     if roofline is not None:
         draw_roofline(rows, plan.device, roofline)
         written.append(roofline)

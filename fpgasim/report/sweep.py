@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import fpgasim
 from fpgasim.errors import FpgasimError, InputError
@@ -53,6 +54,11 @@ class SweepRow:
     note: str
 
     @property
+    def time(self) -> float:
+        """`total_ms`; infinite without figures."""
+        return float("inf") if self.total_ms is None else self.total_ms
+
+    @property
     def area(self) -> float:
         """ALMs, with a block of memory and a DSP counted as the logic that takes their place on a Stratix 10."""
         return (self.alms or 0) + 40 * (self.m20ks or 0) + 30 * (self.dsps or 0)
@@ -80,11 +86,9 @@ def mark_pareto(rows: Iterable[SweepRow]) -> list[SweepRow]:
     with_figures = [row for row in given if row.total_ms is not None]
 
     def beaten(row: SweepRow) -> bool:
-        mine = (row.total_ms or 0.0, row.area)
-        return any(
-            other[0] <= mine[0] and other[1] <= mine[1] and other != mine
-            for other in ((o.total_ms or 0.0, o.area) for o in with_figures)
-        )
+        mine = (row.time, row.area)
+        others = ((other.time, other.area) for other in with_figures)
+        return any(time <= mine[0] and area <= mine[1] and (time, area) != mine for time, area in others)
 
     return [dataclasses.replace(row, pareto=row.total_ms is not None and not beaten(row)) for row in given]
 
@@ -95,7 +99,7 @@ def _points(axes: Mapping[str, Sequence[float]]) -> Iterator[dict[str, float]]:
 
 
 def _row(graph: Graph, base: Device, fmt: str, point: dict[str, float]) -> SweepRow:
-    fields = {AXES[name]: value if name == "bandwidth" else int(value) for name, value in point.items()}
+    fields: dict[str, Any] = {AXES[name]: value if name == "bandwidth" else int(value) for name, value in point.items()}
     name = "-".join([base.name, *(f"{key}={value:g}" for key, value in point.items())])
     shown = {name: fields.get(name, getattr(base, name)) for name in AXES.values()}
     row = SweepRow(
@@ -149,11 +153,9 @@ def draw_pareto(rows: list[SweepRow], title: str, path: str | Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7.5, 4.8), layout="constrained")
     for fmt in dict.fromkeys(row.format for row in shown):
         dots = [row for row in shown if row.format == fmt]
-        axes.scatter([row.area / 1e3 for row in dots], [row.total_ms for row in dots], s=22, alpha=0.7, label=fmt)
+        axes.scatter([row.area / 1e3 for row in dots], [row.time for row in dots], s=22, alpha=0.7, label=fmt)
     front = sorted((row for row in shown if row.pareto), key=lambda row: row.area)
-    axes.step(
-        [row.area / 1e3 for row in front], [row.total_ms for row in front], where="post", color="black", linewidth=1
-    )
+    axes.step([row.area / 1e3 for row in front], [row.time for row in front], where="post", color="black", linewidth=1)
     axes.set_xscale("log")
     axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
