@@ -12,13 +12,13 @@ from typing import Any
 import click
 
 import fpgasim
-from fpgasim.cli import cycles, listing, models, numbers, programs, reports, speed, zoo
+from fpgasim.cli import cycles, emission, listing, models, numbers, programs, reports, speed, zoo
 from fpgasim.errors import FpgasimError, status
 
 COMMANDS = {
     "Networks": (models.run, models.partition, cycles.simulate, reports.report, reports.sweep, zoo.zoo, models.demo),
     "Numbers": (numbers.quantize,),
-    "Programs of the engine": (programs.asm, programs.disasm),
+    "Programs of the engine": (emission.emit, programs.asm, programs.disasm),
     "Speed": (speed.bench,),
     "How right it is": (cycles.validate,),
     "What is there": (listing.devices, listing.formats, listing.kernels, listing.doctor),
