@@ -23,7 +23,8 @@ from fpgasim.numerics import CATALOGUE, BlockFormat
 
 #: Layers of ResNet-50: (side of the image, channels, filters, side of the kernel).
 LAYERS = [(56, 64, 64, 3), (28, 128, 128, 3), (14, 256, 256, 3), (7, 512, 512, 3), (56, 64, 256, 1), (14, 1024, 256, 1)]
-FORMATS = [("msfp16", "fp32"), ("msfp12", "fp32"), ("bw_1s5e5m", "exact"), ("mxfp8_e4m3", "fp32"), ("fp32", "fp32")]
+FORMATS = [("msfp16", "fp32"), ("msfp12", "fp32"), ("bw_1s5e5m", "exact"), ("msfp16", "fp16"), ("msfp16", "bf16"),
+           ("fp13agx", "fp32"), ("fp16_bfp", "fp32"), ("mxfp8_e4m3", "fp32"), ("fp32", "fp32")]  # fmt: skip
 ROUNDS = 7
 FAST = {name: b for name, b in available().items() if name != "reference"}
 

@@ -2,7 +2,7 @@
    micros_of and leave_tiles. */
 #include "bytes_tile.h"
 
-static __attribute__((noinline)) int64_t bytes_conv2d(const fs_conv *c, int32_t exact, const fs_bytes *x,
+static __attribute__((noinline)) int64_t bytes_conv2d(const fs_conv *c, int32_t mode, const fs_bytes *x,
                                                       const fs_term *terms, const uint8_t *packed,
                                                       int64_t panel_bytes, const fs_chain *chain, int64_t first_pixel,
                                                       int64_t last_pixel, int64_t first_panel, int64_t last_panel,
@@ -10,8 +10,8 @@ static __attribute__((noinline)) int64_t bytes_conv2d(const fs_conv *c, int32_t 
   const fs_window *v = &c->window;
   const int64_t filters = c->outputs / c->groups, panels = (filters + PANEL - 1) / PANEL;
   const int64_t n = v->kernel_height * v->kernel_width * c->group_blocks, column = v->stride_width;
-  micro_fn *const *table = micros_of(exact, x->block);
-  tile_work o = {column * x->row, column * x->blocks, c->outputs, terms, n, x->step, NULL, 0, 0};
+  micro_fn *const *table = micros_of(mode, x->block);
+  tile_work o = {column * x->row, column * x->blocks, c->outputs, terms, n, x->step, NULL, 0, 0, c->accumulator, 0};
   /* Tiles of about equal width; a row of outputs never shares a tile with the next. */
   const int64_t per_row = (v->out_width + PIXELS - 1) / PIXELS;
   const int64_t width = (v->out_width + per_row - 1) / per_row;
@@ -45,12 +45,12 @@ static __attribute__((noinline)) int64_t bytes_conv2d(const fs_conv *c, int32_t 
   return saturated;
 }
 
-int64_t FS_FN(fs_bytes_conv2d)(const fs_conv *c, int32_t exact, const fs_bytes *x, const fs_term *terms,
+int64_t FS_FN(fs_bytes_conv2d)(const fs_conv *c, int32_t mode, const fs_bytes *x, const fs_term *terms,
                                const uint8_t *packed, int64_t panel_bytes, const fs_chain *chain, int64_t first_pixel,
                                int64_t last_pixel, int64_t first_panel, int64_t last_panel, float *scratch,
                                float *result) {
   fs_fp_state state = fs_fp_enter();
-  const int64_t saturated = bytes_conv2d(c, exact, x, terms, packed, panel_bytes, chain, first_pixel, last_pixel,
+  const int64_t saturated = bytes_conv2d(c, mode, x, terms, packed, panel_bytes, chain, first_pixel, last_pixel,
                                          first_panel, last_panel, scratch, result);
   leave_tiles();
   fs_fp_leave(state);

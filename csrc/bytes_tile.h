@@ -11,6 +11,8 @@ typedef struct {
   const uint8_t *w;
   int64_t outs;
   int pixels; /* that the CPU's tiles are set up for */
+  int32_t accumulator;
+  int64_t wary; /* for so many tiles quick sums are not tried */
 } tile_work;
 
 /* A tile of px pixels. */

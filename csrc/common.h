@@ -46,9 +46,10 @@ FS_INLINE double fs_power(int64_t e) {
    operation moves across. */
 #if defined(__SSE__)
 typedef unsigned int fs_fp_state;
+enum { FS_IEEE = 0x1f80 }; /* every exception masked, no flag raised */
 FS_INLINE fs_fp_state fs_fp_enter(void) {
   fs_fp_state old = _mm_getcsr();
-  _mm_setcsr(0x1f80);
+  _mm_setcsr(FS_IEEE);
   return old;
 }
 FS_INLINE void fs_fp_leave(fs_fp_state old) { _mm_setcsr(old); }

@@ -9,11 +9,10 @@
    FS_MADD (sums of two neighbouring int16 products). */
 #include "common.h"
 #include "limbs.h"
+#include "narrow_sums.h"
 
 #define NR (2 * FS_LANES)
 typedef int16_t v_int16 __attribute__((vector_size(4 * FS_LANES), aligned(2), may_alias));
-typedef int32_t v_int32 __attribute__((vector_size(4 * FS_LANES), aligned(4), may_alias));
-typedef float v_float __attribute__((vector_size(4 * FS_LANES), aligned(4), may_alias));
 
 #ifndef FS_MADD
 FS_INLINE v_int32 multiply_add_pairs(v_int16 a, v_int16 b) {

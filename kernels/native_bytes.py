@@ -1,4 +1,4 @@
-"""The byte convolution of the C variants that have one: int8 mantissas, a whole layer in one pass.
+"""The byte convolution of the C variants that have one: integer mantissas, a whole layer in one pass.
 
 It takes over from the general convolution where `fs_bytes_fit` says that its bits are the same.
 """
@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 
 from fpgasim.kernels._native import ffi, lib
-from fpgasim.kernels.contract import Array, Float32Array, Operand, Unquantized, Window
+from fpgasim.kernels.contract import ORDERS, Array, Float32Array, Operand, Unquantized, Window
 from fpgasim.kernels.native_structs import format_struct, pointer, room, strided_pointer
 from fpgasim.kernels.native_unit import c_window
 from fpgasim.kernels.parallel import split
 from fpgasim.kernels.weights import WeightCache
+from fpgasim.numerics.tensors import code_dtype
 
-_SUMS = {("fp32", "khwc"), ("fp32", "chwk"), ("exact", "khwc")}
+_SUMS = {"fp32": lib.FS_SUM_FP32, "fp16": lib.FS_SUM_FP16, "bf16": lib.FS_SUM_BF16, "exact": lib.FS_SUM_EXACT}
+_INTEGERS = (np.int8, np.int16)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class _Place:
 
 
 class BytesConvolution:
-    """The byte convolutions of one variant, `kernels[0]` for fp32 sums and `kernels[1]` for exact ones."""
+    """The byte convolutions of one variant: `kernels` for all but exact sums of bytes, for those, and for words."""
 
     def __init__(self, kernels: Any) -> None:
         self._kernels = kernels
@@ -95,15 +97,20 @@ class BytesConvolution:
         before: Any = ffi.NULL,
     ) -> tuple[Float32Array, Callable[[], tuple[int, int] | None]] | None:
         """`layer` made ready: its result, and the work that fills it time and again, in one thread at a time."""
-        exact = accumulator == "exact"
-        order = "khwc" if exact else order  # exact sums do not depend on it
-        if not self._takes(x, w, groups) or (accumulator, order) not in _SUMS:
+        order = "khwc" if accumulator == "exact" else order  # exact sums do not depend on it
+        if not self._takes(x, w, groups) or accumulator not in _SUMS or order not in ORDERS:
             return None
-        kernels = self._kernels[exact]
+        words = max(w.mantissas.itemsize, _code_bytes(x)) > 1
+        kernels = self._kernels[2 if words else accumulator == "exact"]
         key = (groups, order, window.kernel, kernels.layout)
-        packed = self._weights.get(w, key, lambda: _pack(kernels, w, window, groups, order))
+        sums = _SUMS[accumulator]
+        packed = self._weights.get(  # words are laid out in a way of their own for fp32 sums
+            w, (*key, words and accumulator == "fp32"), lambda: _pack(kernels, w, window, groups, order, sums)
+        )
         shape = _shape(x)
-        place = self._places.get(w, (*key, shape, window), lambda: _place(kernels, shape, w, window, groups, order))
+        place = self._places.get(
+            w, (*key, shape, window, sums), lambda: _place(kernels, shape, w, window, groups, order, sums)
+        )
         fill = self._filling(kernels, x, place, before, threads)
         result = np.empty(place.result, np.float32) if out is None else out.reshape(place.result)
         pixels = result.size // place.conv.outputs
@@ -114,14 +121,15 @@ class BytesConvolution:
 
         def work() -> tuple[int, int] | None:
             image, activations, saturated = fill()
-            if not lib.fs_bytes_fit(place.conv, exact, activations, packed.range):
+            mode = lib.fs_bytes_fit(place.conv, kernels.layout, activations, packed.range)
+            if mode == lib.FS_BYTES_NOT:
                 return None
 
             def run(first: int, last: int) -> Any:
                 panels = (0, packed.panels) if by_pixels else (first, last)
                 first, last = (first, last) if by_pixels else (0, pixels)
                 return kernels.conv2d(
-                    place.conv, exact, image, terms, weights, packed.panel_bytes, steps, first, last, *panels,
+                    place.conv, mode, image, terms, weights, packed.panel_bytes, steps, first, last, *panels,
                     room(floats), to,
                 )  # fmt: skip
 
@@ -130,14 +138,14 @@ class BytesConvolution:
         return result, work
 
     def _takes(self, x: Operand | Unquantized, w: Operand, groups: int) -> bool:
-        if not self.there or w.mantissas.dtype != np.int8 or w.exponents is None or w.block % 4:
+        if not self.there or w.mantissas.dtype not in _INTEGERS or w.exponents is None or w.block % 4:
             return False
         if isinstance(x, Unquantized):
-            if x.format.is_float or x.format.mantissa_bits > 7 or x.format.block != w.block:
+            if x.format.is_float or x.format.block != w.block:
                 return False
             if x.window is not None and not x.values.flags.c_contiguous:
                 return False
-        elif x.mantissas.dtype != np.int8 or x.exponents is None:
+        elif x.mantissas.dtype not in _INTEGERS or x.exponents is None:
             return False
         spans = _group_blocks(w, groups)
         return min(spans) == max(spans)
@@ -149,13 +157,13 @@ class BytesConvolution:
         images, height, width = place.buffer
         blocks, block = place.conv.blocks, place.conv.block
         row = (blocks - 1) * block + place.tail
-        row_bytes = 2 * row if kernels.layout == lib.FS_BFLOAT16 else row
+        row_bytes = 2 * row if kernels.layout in (lib.FS_BFLOAT16, lib.FS_WORDS) else row
         shape = images, height, width, blocks, block, place.tail, row, place.step
         image = ffi.new("fs_bytes *", (ffi.NULL, ffi.NULL, *shape))
         source = ffi.new("fs_source *", place.source)
-        form, under, floats = ffi.NULL, ffi.NULL, 0
+        form, under, floats, mantissas = ffi.NULL, ffi.NULL, 0, None
         if isinstance(x, Unquantized):
-            form = format_struct(x.format)
+            form = format_struct(x.format, _mantissa_bytes(kernels))
             if x.window is not None:
                 under = ffi.new("fs_window *", c_window(x.window, *x.values.shape[1:3]))
             if under or before:
@@ -164,9 +172,10 @@ class BytesConvolution:
             source.window, source.before = under, before
         else:
             assert x.exponents is not None
-            source.codes, source.exponents = pointer("int8_t", x.mantissas), pointer("int16_t", x.exponents)
+            mantissas = x.mantissas.astype(f"i{_mantissa_bytes(kernels)}", copy=False)
+            source.codes, source.exponents = ffi.from_buffer(mantissas), pointer("int16_t", x.exponents)
             source.fraction_bits = x.fraction_bits
-        keep = (x, under, before)  # what the source points into
+        keep = (x, mantissas, under, before)  # what the source points into
 
         def run(first: int, last: int) -> Any:
             assert keep
@@ -182,6 +191,7 @@ class BytesConvolution:
             for other, more in others:
                 powers.low, powers.high = min(powers.low, other.low), max(powers.high, other.high)
                 powers.nan |= other.nan
+                powers.largest = max(powers.largest, other.largest)
                 saturated += more
             return image, powers, saturated
 
@@ -203,7 +213,7 @@ def _aligned(size: int) -> Array:
 
 
 #: No power of two, so far.
-_NO_RANGE = (2**31 - 1, -(2**31), 0, 0)
+_NO_RANGE = (2**31 - 1, -(2**31), 0, 0, 0)
 
 
 def _shape(x: Operand | Unquantized) -> tuple[int, int, int, int]:
@@ -217,7 +227,15 @@ def _group_blocks(w: Operand, groups: int) -> list[int]:
     return [-(-(g + 1) * per_group // w.block) - g * per_group // w.block for g in range(groups)]
 
 
-def _conv(w: Operand, window: Window, groups: int, place: dict[str, int]) -> Any:
+def _code_bytes(x: Operand | Unquantized) -> int:
+    return code_dtype(x.format).itemsize if isinstance(x, Unquantized) else x.mantissas.itemsize
+
+
+def _mantissa_bytes(kernels: Any) -> int:
+    return 2 if kernels.layout == lib.FS_WORDS else 1
+
+
+def _conv(w: Operand, window: Window, groups: int, sums: int, place: dict[str, int]) -> Any:
     return ffi.new("fs_conv *", {
         "window": place,
         "outputs": len(w.mantissas),
@@ -226,20 +244,22 @@ def _conv(w: Operand, window: Window, groups: int, place: dict[str, int]) -> Any
         "block": w.block,
         "blocks": w.blocks,
         "group_blocks": max(_group_blocks(w, groups)),
+        "accumulator": sums,
     })  # fmt: skip
 
 
-def _pack(kernels: Any, w: Operand, window: Window, groups: int, order: str) -> _Packed:
+def _pack(kernels: Any, w: Operand, window: Window, groups: int, order: str, sums: int) -> _Packed:
     assert w.exponents is not None
     panel, outputs = kernels.panel, len(w.mantissas)
     panels = groups * -(-(outputs // groups) // panel)
-    conv = _conv(w, window, groups, {"kernel_height": window.kernel[0], "kernel_width": window.kernel[1]})
+    conv = _conv(w, window, groups, sums, {"kernel_height": window.kernel[0], "kernel_width": window.kernel[1]})
     layout, (tail, _) = kernels.layout, _row(kernels, w, groups)
     panel_bytes = lib.fs_bytes_panel(conv, panel, layout, _terms(conv, tail, order)[1])
     weights = _aligned(panels * panel_bytes)
     powers = ffi.new("fs_range *", _NO_RANGE)
+    mantissas = w.mantissas.astype(f"i{_mantissa_bytes(kernels)}", copy=False)
     lib.fs_bytes_pack(
-        conv, panel, layout, tail, order == "chwk", pointer("int8_t", w.mantissas),
+        conv, panel, layout, tail, order == "chwk", ffi.from_buffer(mantissas),
         pointer("int16_t", w.exponents), w.fraction_bits, pointer("uint8_t", weights), powers,
     )  # fmt: skip
     return _Packed(weights, powers, panels, panel_bytes)
@@ -253,7 +273,7 @@ def _row(kernels: Any, w: Operand, groups: int) -> tuple[int, int]:
 
 
 def _place(
-    kernels: Any, shape: tuple[int, int, int, int], w: Operand, window: Window, groups: int, order: str
+    kernels: Any, shape: tuple[int, int, int, int], w: Operand, window: Window, groups: int, order: str, sums: int
 ) -> _Place:
     n, height, width, channels = shape
     oh, ow = window.output_size(height, width)
@@ -274,7 +294,7 @@ def _place(
         rows, columns, strides = max(0, min(height, reach[0] - top)), max(0, min(width, reach[1] - left)), (1, 1)
         buffer = (n, reach[0], reach[1])
         fields |= {"height": reach[0], "width": reach[1]}
-    conv = _conv(w, window, groups, fields)
+    conv = _conv(w, window, groups, sums, fields)
     tail, step = _row(kernels, w, groups)
     terms, _ = _terms(conv, tail, order)
     source = {

@@ -37,12 +37,12 @@ def room(floats: int) -> Any:
 
 
 @functools.lru_cache(256)
-def format_struct(fmt: BlockFormat) -> Any:
-    """`fmt` as an `fs_format *`."""
+def format_struct(fmt: BlockFormat, code_bytes: int | None = None) -> Any:
+    """`fmt` as an `fs_format *`, with codes of `code_bytes` bytes if that is given."""
     low, high = fmt.exponent_range
     return ffi.new("fs_format *", {
         "block": fmt.block,
-        "code_bytes": code_dtype(fmt).itemsize,
+        "code_bytes": code_bytes or code_dtype(fmt).itemsize,
         "mantissa_bits": fmt.mantissa_bits,
         "element_exponent_bits": fmt.element_exponent_bits,
         "element_emin": fmt.element_emin if fmt.is_float else 0,

@@ -129,9 +129,9 @@ static micro_fn *const micros[2][PIXELS + 1] = {
     {0, SEVEN(fp32_7), SEVEN(fp32_14)},
     {0, SEVEN(exact_7), SEVEN(exact_14)},
 };
-FS_INLINE micro_fn *const *micros_of(int32_t exact, int64_t block) {
+FS_INLINE micro_fn *const *micros_of(int32_t mode, int64_t block) {
   (void)block;
-  return micros[exact];
+  return micros[mode == FS_BYTES_EXACT];
 }
 typedef uint16_t code;
 #include "../bytes_layer_body.h"

@@ -1,11 +1,22 @@
 /* fs_bytes_fill with AVX-512: activations quantized, or already quantized ones, into the buffer of a byte convolution.
-   A variant whose layout is bfloat16 defines FS_FILL_BFLOAT16; otherwise it is biased bytes. */
+   A layout of bfloat16 defines FS_FILL_BFLOAT16, one of words FS_BYTES_WORDS; otherwise it is biased bytes. */
 #include "../source_body.h"
 #include "quantize_avx512.h"
 
+#ifdef FS_BYTES_WORDS
+typedef int16_t fill_mantissa;
+#else
+typedef int8_t fill_mantissa;
+#endif
 #ifdef FS_FILL_BFLOAT16
 typedef uint16_t fill_code;
 FS_INLINE fill_code fill_code_of(int32_t mantissa, float scale) { return (uint16_t)(fs_bits((float)mantissa * scale) >> 16); }
+#elif defined(FS_BYTES_WORDS)
+typedef int16_t fill_code;
+FS_INLINE fill_code fill_code_of(int32_t mantissa, float scale) {
+  (void)scale;
+  return (int16_t)mantissa;
+}
 #else
 typedef uint8_t fill_code;
 FS_INLINE fill_code fill_code_of(int32_t mantissa, float scale) {
@@ -58,6 +69,8 @@ FS_INLINE int fill_16(filling *o, const float *x, const float *const *at, int64_
 #ifdef FS_FILL_BFLOAT16
   (void)scales;
   return quantize_16_to_bfloat16(o->f, x, at, v, codes, &o->seen);
+#elif defined(FS_BYTES_WORDS)
+  return quantize_16_to_words(o->f, x, at, v, codes, scales, &o->seen);
 #else
   return quantize_16_blocks(o->f, x, at, v, codes, NULL, scales, &o->seen);
 #endif
@@ -135,7 +148,7 @@ static void fill_values(filling *o, const fs_source *from, const fs_bytes *to, c
 }
 
 /* A pixel of blocks that are quantized already. */
-static void fill_codes(const fs_source *from, const fs_bytes *to, const int8_t *m, const int16_t *exponents,
+static void fill_codes(const fs_source *from, const fs_bytes *to, const fill_mantissa *m, const int16_t *exponents,
                        fill_code *codes, float *scales, fs_range *range) {
   for (int64_t b = 0; b < to->blocks; b++, m += to->block) {
     const int64_t size = b + 1 < to->blocks ? to->block : to->tail;
@@ -143,6 +156,12 @@ static void fill_codes(const fs_source *from, const fs_bytes *to, const int8_t *
     const float scale = (float)fs_power(power);
     int32_t any = 0;
     for (int64_t k = 0; k < size; k++) any |= m[k], codes[k] = fill_code_of(m[k], scale);
+#ifdef FS_BYTES_WORDS
+    for (int64_t k = 0; k < size; k++) {
+      const int32_t q = m[k] < 0 ? -m[k] : m[k];
+      range->largest = q > range->largest ? q : range->largest;
+    }
+#endif
     codes += size;
     scales[b] = 1.0f;
     if (exponents[b] == FS_NAN_EXPONENT) range->nan = 1;
@@ -160,7 +179,8 @@ static __attribute__((noinline)) int64_t fill(const fs_format *f, const fs_sourc
                                               int64_t first_row, int64_t last_row, fs_range *range) {
   int64_t saturated = 0;
   filling o = {f, range, {_mm512_set1_epi32(INT32_MAX), _mm512_setzero_si512()}};
-  if (range->largest < (from->values ? f->max_code : 128)) range->largest = from->values ? f->max_code : 128;
+  const int32_t largest = from->values ? f->max_code : sizeof(fill_mantissa) == 1 ? 128 : 0;
+  range->largest = largest > range->largest ? largest : range->largest;
   begin_source(from);
   for (int64_t row = first_row; row < last_row; row++) {
     const int64_t r = row % to->height - from->top, pixel = row * to->width;
@@ -181,7 +201,7 @@ static __attribute__((noinline)) int64_t fill(const fs_format *f, const fs_sourc
     }
     for (int64_t i = 0; i < from->columns; i++, codes += to->row, scales += to->blocks) {
       const int64_t block = (first + i * from->column_stride) * to->blocks;
-      fill_codes(from, to, from->codes + block * to->block, from->exponents + block, codes, scales, range);
+      fill_codes(from, to, (const fill_mantissa *)from->codes + block * to->block, from->exponents + block, codes, scales, range);
     }
   }
   const int32_t low = _mm512_reduce_min_epi32(o.seen.low), high = _mm512_reduce_max_epi32(o.seen.high);

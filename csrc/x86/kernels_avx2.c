@@ -21,8 +21,6 @@
   ((d) + (v_dots)_mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)(x)),                      \
                                                         _mm256_sign_epi8((__m256i)(w), (__m256i)(x))),      \
                                    _mm256_set1_epi16(1)))
-#define FS_FMADD(a, b, c) ((v_sums)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
-#define FS_FMSUB(a, b, c) ((v_sums)_mm256_fmsub_ps((__m256)(a), (__m256)(b), (__m256)(c)))
-#define FS_WIDEN(x) ((v_wide)_mm256_cvtps_pd((__m128)(x)))
+#include "sums_avx2.h"
 #include "../bytes_conv_body.h"
 #include "../bytes_fill_body.h"

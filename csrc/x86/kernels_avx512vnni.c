@@ -21,9 +21,7 @@
 #ifndef FS_LOAD_HALVES /* those that compute in fp16 have no byte convolution of their own */
 #define FS_BYTES_PIXELS 7
 #define FS_DOT(d, x, w) ((v_dots)_mm512_dpbusd_epi32((__m512i)(d), (__m512i)(x), (__m512i)(w)))
-#define FS_FMADD(a, b, c) ((v_sums)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
-#define FS_FMSUB(a, b, c) ((v_sums)_mm512_fmsub_ps((__m512)(a), (__m512)(b), (__m512)(c)))
-#define FS_WIDEN(x) ((v_wide)_mm512_cvtps_pd((__m256)(x)))
+#include "sums_avx512.h"
 #include "../bytes_conv_body.h"
 #include "bytes_fill_avx512.h"
 #endif

@@ -19,8 +19,6 @@
 #define FS_BYTES_PIXELS 4
 #define FS_BYTES_BIAS 128
 #define FS_DOT(d, x, w) ((v_dots)_mm256_dpbusd_avx_epi32((__m256i)(d), (__m256i)(x), (__m256i)(w)))
-#define FS_FMADD(a, b, c) ((v_sums)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
-#define FS_FMSUB(a, b, c) ((v_sums)_mm256_fmsub_ps((__m256)(a), (__m256)(b), (__m256)(c)))
-#define FS_WIDEN(x) ((v_wide)_mm256_cvtps_pd((__m128)(x)))
+#include "sums_avx2.h"
 #include "../bytes_conv_body.h"
 #include "../bytes_fill_body.h"

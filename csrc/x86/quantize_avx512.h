@@ -48,7 +48,7 @@ FS_INLINE const float *vector_of(const float *x, const float *const *at, int64_t
   return at ? at[block] + 16 * i : x + 16 * (v * block + i);
 }
 
-/* The scales, powers of two, of 16 such blocks with integer mantissas of up to 7 bits, and their `exponents`, or where
+/* The scales, powers of two, of 16 such blocks with integer mantissas, and their `exponents`, or where
    that is NULL `seen` widened. Returns 0 where a block needs the slow way: not finite, above the highest exponent, or so
    near the ends of the float numbers that 2^24 scales or the inverse of one might leave the normal ones. */
 FS_INLINE int scales_of_16(const fs_format *f, const float *x, const float *const *at, int64_t v, int16_t *exponents,
@@ -129,6 +129,28 @@ FS_INLINE int quantize_16_to_bfloat16(const fs_format *f, const float *x, const 
     }
     _mm512_storeu_si512(values + 16 * i,
                         _mm512_permutex2var_epi16(_mm512_castps_si512(y[0]), upper_halves, _mm512_castps_si512(y[1])));
+  }
+  return 1;
+}
+
+/* 16 such blocks as int16 mantissas and scales; otherwise as quantize_16_blocks without exponents. */
+FS_INLINE int quantize_16_to_words(const fs_format *f, const float *x, const float *const *at, int64_t v,
+                                   int16_t *words, float *scales, scale_bits *seen) {
+  __m512i scale;
+  if (!scales_of_16(f, x, at, v, NULL, seen, &scale)) return 0;
+  float inverse[16] __attribute__((aligned(64)));
+  _mm512_storeu_si512(scales, scale);
+  _mm512_store_si512(inverse, _mm512_sub_epi32(_mm512_set1_epi32(0x7f000000), scale));
+  const __m512i high = _mm512_set1_epi16((int16_t)f->max_code), low = _mm512_set1_epi16((int16_t)-f->max_code);
+  for (int64_t i = 0; i < 16 * v; i += 2) {
+    __m512i q[2];
+    for (int j = 0; j < 2; j++) {
+      const int64_t b = (i + j) / v;
+      const __m512 y = _mm512_loadu_ps(vector_of(x, at, v, b, (i + j) % v));
+      q[j] = _mm512_cvtps_epi32(_mm512_mul_ps(y, _mm512_set1_ps(inverse[b])));
+    }
+    const __m512i p = _mm512_max_epi16(_mm512_min_epi16(_mm512_packs_epi32(q[0], q[1]), high), low);
+    _mm512_storeu_si512(words + 16 * i, _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), p));
   }
   return 1;
 }

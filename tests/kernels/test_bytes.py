@@ -42,6 +42,7 @@ SHAPES = [
     (1, 2, 30, 200, 20, 1, padded(1, 1, 1, 1)),
 ]
 FORMATS = ["msfp16", "msfp12", "mxint8", "bw_1s5e5m", "fp12agx", "msfp11:4", "msfp16:64", "mxint8:20"]
+WORDS = ["fp13agx", "fp16_bfp", "fp16_bfp:64", "fp13agx:20"]
 
 
 def format_of(name: str) -> Any:
@@ -49,11 +50,17 @@ def format_of(name: str) -> Any:
     return CATALOGUE[key].with_block(int(block)) if block else CATALOGUE[key]
 
 
-@pytest.mark.parametrize(
-    ("accumulator", "order"),
-    [("fp32", "khwc"), ("fp32", "chwk"), ("exact", "khwc"), ("exact", "chwk"), ("exact", "tree(6)")],
-)
-@pytest.mark.parametrize("name", FORMATS)
+ORDERS = [("fp32", "khwc"), ("fp32", "chwk"), ("exact", "khwc"), ("exact", "chwk"), ("exact", "tree(6)")]
+ROUNDED = [("fp16", "khwc"), ("fp16", "chwk"), ("bf16", "khwc")]
+SUMS = [
+    *((name, *sums) for name in FORMATS for sums in ORDERS),
+    *((name, *sums) for name in ("msfp16", "mxint8", "msfp11:4", *WORDS) for sums in ROUNDED),
+    *((name, "fp32", "khwc") for name in WORDS),
+    ("fp13agx", "exact", "khwc"),
+]
+
+
+@pytest.mark.parametrize(("name", "accumulator", "order"), SUMS)
 def test_it_is_the_reference_from_numbers_and_from_operands(
     unit: BytesConvolution, name: str, accumulator: str, order: Any, numbers: Any, blocked: Any, same_bits: Any
 ) -> None:
@@ -93,8 +100,10 @@ def test_sums_that_round_are_rounded_in_order(
 
 
 @pytest.mark.parametrize("kind", ["any", "finite", "tiny", "zeros", "spread"])
-@pytest.mark.parametrize("accumulator", ["fp32", "exact"])
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    ("name", "accumulator"),
+    [*((name, sums) for name in FORMATS for sums in ("fp32", "exact")), *((name, "fp32") for name in WORDS)],
+)
 def test_numbers_of_every_kind_are_quantized_as_by_the_reference(
     unit: BytesConvolution, name: str, accumulator: str, kind: str, numbers: Any, blocked: Any, same_bits: Any
 ) -> None:
@@ -180,3 +189,77 @@ def test_rows_may_be_longer_than_the_layer_has_channels(
     got = unit.layer(Unquantized(rows, fmt), w, Window((1, 1)), 1, accumulator, "khwc", None, 1)
     assert got is not None
     assert same_bits(got[0], reference.conv2d(blocked(x, fmt), w, Window((1, 1)), 1, accumulator, "khwc", 1))
+
+
+def spread_operand(rng: np.random.Generator, bits: int, base: int, spread: int, *shape: int) -> Operand:
+    """Mantissas of `bits` bits, many of them at the ends of their range or 0, and exponents from `base` on."""
+    largest, block = (1 << bits) - 1, 16
+    mantissas = rng.integers(-largest, largest + 1, shape)
+    ends = rng.choice([-largest, -1, 0, 0, 1, largest], shape)
+    mantissas = np.where(rng.random(shape) < 0.5, mantissas, ends).astype(np.int8 if bits < 8 else np.int16)
+    exponents = base + rng.integers(0, spread + 1, (*shape[:-1], shape[-1] // block))
+    return Operand(mantissas, exponents.astype(np.int16), block, bits - 1, shape[-1])
+
+
+#: Lowest exponents and spreads: sums of fp16 that are subnormal, ordinary, that saturate, or that float does not hold.
+RANGES = [(-4, 1), (-4, 6), (-12, 0), (-16, 4), (-22, 8), (-10, 24), (2, 2), (6, 0), (9, 3), (-24, 40)]
+
+
+@pytest.mark.parametrize(("base", "spread"), RANGES)
+@pytest.mark.parametrize("bits", [7, 8, 13])
+@pytest.mark.parametrize("accumulator", ["fp16", "bf16", "fp32"])
+def test_sums_of_any_range_are_those_of_the_reference(
+    unit: BytesConvolution, accumulator: str, bits: int, base: int, spread: int, same_bits: Any
+) -> None:
+    rng = np.random.default_rng(14)
+    window = padded(1, 1, 1, 1)
+    x = spread_operand(rng, bits, base, spread, 1, 3, 8, 48)
+    w = spread_operand(rng, bits, -2, spread // 2, 40, 3, 3, 48)
+    got = unit.layer(x, w, window, 1, accumulator, "khwc", None, 1)
+    assert got is not None
+    assert same_bits(got[0], reference.conv2d(x, w, window, 1, accumulator, "khwc", 1))
+
+
+@pytest.mark.parametrize("accumulator", ["fp16", "bf16"])
+def test_sums_halfway_between_two_results_round_by_what_lies_far_below(
+    unit: BytesConvolution, accumulator: str, same_bits: Any
+) -> None:
+    # The first block is tiny, the second a number halfway between two results; float does not hold the sum of both.
+    rng = np.random.default_rng(15)
+    for precision, ones, last in ((8, 1, 65), (11, 15, 72)):
+        mantissas, exponents = np.zeros((1, 1, 64, 32), np.int8), np.zeros((1, 1, 64, 2), np.int16)
+        mantissas[..., 0], mantissas[..., 16 : 16 + ones], mantissas[..., 31] = rng.choice([-1, 0, 1], 64), 127, last
+        exponents[..., 0], exponents[..., 1] = rng.integers(-24, -14, 64), 6 - precision
+        weights = np.ones((32, 1, 1, 32), np.int8)
+        weights[..., 31] = 2  # ones * 127 + 2 * last is 2^precision + 1
+        weights[1::2] *= -1
+        x = Operand(mantissas, exponents, 16, 0, 32)
+        w = Operand(weights, np.zeros((32, 1, 1, 2), np.int16), 16, 0, 32)
+        got = unit.layer(x, w, Window((1, 1)), 1, accumulator, "khwc", None, 1)
+        assert got is not None
+        expected = reference.conv2d(x, w, Window((1, 1)), 1, accumulator, "khwc", 1)
+        assert same_bits(got[0], expected)
+        assert len(np.unique(np.abs(expected))) == (2 if {8: "bf16", 11: "fp16"}[precision] == accumulator else 1)
+
+
+@pytest.mark.parametrize("spread", [0, 3, 9])
+@pytest.mark.parametrize(("x_bits", "w_bits"), [(7, 11), (11, 7), (8, 11), (14, 8)])
+def test_bytes_and_words_mix(unit: BytesConvolution, x_bits: int, w_bits: int, spread: int, same_bits: Any) -> None:
+    rng = np.random.default_rng(16)
+    x = spread_operand(rng, x_bits, 0, spread, 2, 4, 5, 32)
+    w = spread_operand(rng, w_bits, -2, spread, 33, 2, 2, 32)
+    for accumulator in ("fp32", "fp16"):
+        got = unit.layer(x, w, Window((2, 2)), 1, accumulator, "chwk", None, 1)
+        assert got is not None
+        assert same_bits(got[0], reference.conv2d(x, w, Window((2, 2)), 1, accumulator, "chwk", 1))
+
+
+def test_a_dot_product_of_words_of_more_than_31_bits_is_not_taken(unit: BytesConvolution, same_bits: Any) -> None:
+    for bits, taken in ((13, True), (14, False)):
+        shape, largest = (1, 1, 1, 16), (1 << bits) - 1
+        exponents = np.zeros((1, 1, 1, 1), np.int16)
+        x, w = (Operand(np.full(shape, v, np.int16), exponents, 16, 0, 16) for v in (largest, -largest))
+        got = unit.layer(x, w, Window((1, 1)), 1, "fp32", "khwc", None, 1)
+        assert (got is not None) == taken
+        if got is not None:
+            assert same_bits(got[0], reference.conv2d(x, w, Window((1, 1)), 1, "fp32", "khwc", 1))
