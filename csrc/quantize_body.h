@@ -113,7 +113,7 @@ FS_INLINE int32_t shared_exponent(const fs_format *f, int32_t largest) {
   return s > f->exponent_high ? f->exponent_above : s;
 }
 
-/* One block of n numbers, the first of which has position `index` in the tensor. Inlined for n = 16 and 32. */
+/* One block of n numbers, the first of which has position `index` in the tensor. */
 FS_INLINE int16_t encode_block(const fs_format *f, const float *x, int64_t n, int32_t rounding, uint64_t seed,
                                uint64_t index, void *codes) {
   int32_t s = shared_exponent(f, largest_bits(x, n));
@@ -137,6 +137,14 @@ FS_INLINE int16_t encode_block(const fs_format *f, const float *x, int64_t n, in
   return (int16_t)s;
 }
 
+/* As encode_block, with the loops unrolled for the usual sizes. */
+FS_INLINE int16_t encode_sized(const fs_format *f, const float *x, int64_t n, int32_t rounding, uint64_t seed,
+                               uint64_t index, void *codes) {
+  if (n == 16) return encode_block(f, x, 16, rounding, seed, index, codes);
+  if (n == 32) return encode_block(f, x, 32, rounding, seed, index, codes);
+  return encode_block(f, x, n, rounding, seed, index, codes);
+}
+
 /* With `padded`, tails are filled up with zeros to whole blocks. */
 static __attribute__((noinline)) void quantize_rows(const fs_format *f, const float *x, int64_t rows, int64_t n,
                                                     int32_t rounding, uint64_t seed, int32_t padded, char *codes,
@@ -147,7 +155,7 @@ static __attribute__((noinline)) void quantize_rows(const fs_format *f, const fl
     for (int64_t b = 0; b < rows * blocks;) {
       b += FS_QUANTIZE_FAST(f, x + b * block, rows * blocks - b, codes + b * block * bytes, exponents + b);
       for (int64_t end = b + 16; b < rows * blocks && b < end; b++)
-        exponents[b] = encode_block(f, x + b * block, block, FS_EVEN, seed, 0, codes + b * block * bytes);
+        exponents[b] = encode_sized(f, x + b * block, block, FS_EVEN, seed, 0, codes + b * block * bytes);
     }
     return;
   }
@@ -156,11 +164,7 @@ static __attribute__((noinline)) void quantize_rows(const fs_format *f, const fl
     for (int64_t b = 0; b < blocks; b++) {
       const int64_t left = n - b * block, count = left < block ? left : block, first = row * n + b * block;
       const float *at = x + first;
-      int16_t e;
-      if (count == 16) e = encode_block(f, at, 16, rounding, seed, (uint64_t)first, codes);
-      else if (count == 32) e = encode_block(f, at, 32, rounding, seed, (uint64_t)first, codes);
-      else e = encode_block(f, at, count, rounding, seed, (uint64_t)first, codes);
-      *exponents++ = e;
+      *exponents++ = encode_sized(f, at, count, rounding, seed, (uint64_t)first, codes);
       codes += count * bytes;
       if (padded && count < block) {
         memset(codes, 0, (size_t)((block - count) * bytes));

@@ -8,4 +8,5 @@
 #include "../stages_body.h"
 #include "bytes_conv_amx.h"
 #define FS_FILL_BFLOAT16
-#include "bytes_fill_avx512.h"
+#include "quantize_avx512.h"
+#include "../bytes_fill_body.h"

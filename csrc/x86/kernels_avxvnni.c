@@ -14,6 +14,7 @@
 #include "../depthwise_body.h"
 #include "../peak_body.h"
 #include "../pools_body.h"
+#include "quantize_avx2.h"
 #include "../quantize_body.h"
 
 #define FS_BYTES_PIXELS 4

@@ -1,4 +1,4 @@
-/* Quantization with AVX-512, ties to even, 16 blocks at a time. */
+/* Quantization with AVX-512, ties to even, 16 blocks at a time; see quantize_runs.h. */
 #ifndef FS_QUANTIZE_AVX512_H
 #define FS_QUANTIZE_AVX512_H
 #include <immintrin.h>
@@ -30,6 +30,12 @@ FS_INLINE __m512i magnitude(const float *x) {
 typedef struct {
   __m512i low, high;
 } scale_bits;
+
+#define FS_NO_SCALES ((scale_bits){_mm512_set1_epi32(INT32_MAX), _mm512_setzero_si512()})
+
+FS_INLINE void scale_limits(const scale_bits *seen, int32_t *low, int32_t *high) {
+  *low = _mm512_reduce_min_epi32(seen->low), *high = _mm512_reduce_max_epi32(seen->high);
+}
 
 /* 64 numbers with the scale of four vectors each; one permutation brings the bytes back into order. */
 FS_INLINE void store_codes(const float *const x[4], const float inverse[4], const __m512i bounds[2],
@@ -84,17 +90,17 @@ FS_INLINE int scales_of_16(const fs_format *f, const float *x, const float *cons
   return 1;
 }
 
-/* 16 such blocks as codes and `exponents`; or where that is NULL as codes + 128 and scales, with `seen` widened. Ties
-   to even. Writes nothing and returns 0 where scales_of_16 does. */
-FS_INLINE int quantize_16_blocks(const fs_format *f, const float *x, const float *const *at, int64_t v, uint8_t *codes,
-                                 int16_t *exponents, float *scales, scale_bits *seen) {
+/* 16 such blocks as codes, each xor `flip`, and `exponents`; or where that is NULL as codes and scales, with `seen`
+   widened. Ties to even. Writes nothing and returns 0 where scales_of_16 does. */
+FS_INLINE int quantize_16_blocks(const fs_format *f, const float *x, const float *const *at, int64_t v, uint8_t flip,
+                                 uint8_t *codes, int16_t *exponents, float *scales, scale_bits *seen) {
   __m512i scale;
   if (!scales_of_16(f, x, at, v, exponents, seen, &scale)) return 0;
   if (!exponents) _mm512_storeu_si512(scales, scale);
   float inverse[16] __attribute__((aligned(64)));
   _mm512_store_si512(inverse, _mm512_sub_epi32(_mm512_set1_epi32(0x7f000000), scale));
   const __m512i bounds[2] = {_mm512_set1_epi8((char)-f->max_code), _mm512_set1_epi8((char)f->max_code)};
-  const __m512i flip = _mm512_set1_epi8((char)(exponents ? 0 : 0x80));
+  const __m512i flips = _mm512_set1_epi8((char)flip);
   for (int64_t i = 0; i < 4 * v; i++) {
     const float *from[4];
     float each[4];
@@ -103,7 +109,7 @@ FS_INLINE int quantize_16_blocks(const fs_format *f, const float *x, const float
       from[j] = vector_of(x, at, v, b, (4 * i + j) % v);
       each[j] = inverse[b];
     }
-    store_codes(from, each, bounds, flip, codes + 64 * i);
+    store_codes(from, each, bounds, flips, codes + 64 * i);
   }
   return 1;
 }
@@ -214,32 +220,11 @@ FS_INLINE int quantize_16_others(const fs_format *f, const int is_float, const f
   return 1;
 }
 
-FS_INLINE int64_t quantize_run(const fs_format *f, const float *x, const int64_t v, int64_t blocks, char *codes,
-                               int16_t *exponents) {
-  const int64_t bytes = 16 * v * f->code_bytes;
-  const int is_float = f->element_exponent_bits > 0;
-  int64_t b = 0;
-  for (int done = 1; b + 16 <= blocks; b += 16) {
-    const float *at = x + b * v * 16;
-    if (is_float) done = quantize_16_others(f, 1, at, v, codes + b * bytes, exponents + b);
-    else if (f->code_bytes == 2) done = quantize_16_others(f, 0, at, v, codes + b * bytes, exponents + b);
-    else done = quantize_16_blocks(f, at, NULL, v, (uint8_t *)codes + b * bytes, exponents + b, NULL, NULL);
-    if (!done) break;
-  }
-  return b;
+FS_INLINE int quantize_16(const fs_format *f, const float *x, int64_t v, char *codes, int16_t *exponents) {
+  if (f->element_exponent_bits > 0) return quantize_16_others(f, 1, x, v, codes, exponents);
+  if (f->code_bytes == 2) return quantize_16_others(f, 0, x, v, codes, exponents);
+  return quantize_16_blocks(f, x, NULL, v, 0, (uint8_t *)codes, exponents, NULL, NULL);
 }
 
-/* What quantize_body.h asks first: whole blocks of a multiple of 16 numbers one after the other, ties to even. Returns
-   how many are done; the next 16, or all that are left, need the slow way. */
-static __attribute__((noinline, unused)) int64_t quantize_fast(const fs_format *f, const float *x, int64_t blocks, char *codes,
-                                                       int16_t *exponents) {
-  switch (f->block) { /* with a constant width the loops unroll */
-    case 16: return quantize_run(f, x, 1, blocks, codes, exponents);
-    case 32: return quantize_run(f, x, 2, blocks, codes, exponents);
-    case 64: return quantize_run(f, x, 4, blocks, codes, exponents);
-    case 128: return quantize_run(f, x, 8, blocks, codes, exponents);
-    default: return quantize_run(f, x, f->block / 16, blocks, codes, exponents);
-  }
-}
-#define FS_QUANTIZE_FAST quantize_fast
+#include "quantize_runs.h"
 #endif

@@ -6,12 +6,11 @@
 #define FS_LARGER(a, b) _mm256_max_epi32((__m256i)(a), (__m256i)(b))
 #define FS_WITHIN(x, low, high) _mm256_min_ps(_mm256_set1_ps(high), _mm256_max_ps(_mm256_set1_ps(low), (__m256)(x)))
 #include "../stages_body.h"
-#include "../quantize_body.h"
 
 #define FS_BYTES_WORDS
 #define FS_BYTES_PIXELS 4
 #define FS_DOT(d, x, w) ((d) + (v_dots)_mm256_madd_epi16((__m256i)(x), (__m256i)(w)))
 #include "sums_avx2.h"
 #include "../bytes_conv_body.h"
-#define FS_BYTES_BIAS 0
+#include "quantize_avx2.h"
 #include "../bytes_fill_body.h"
