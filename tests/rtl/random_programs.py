@@ -153,8 +153,8 @@ def random_program(device: Device, numbers: Numbers, chains: int, seed: int) -> 
     while sum(len(b.words) for b in blocks) < 12 * chains:
         words: list[int] = []
         for _ in range(maker.below(6, 1)):
-            candidate = [encode(insn) for insn in maker.chain()]
             try:
+                candidate = [encode(insn) for insn in maker.chain()]
                 decode_chains([*_fresh(), *candidate], device)
             except ProgramError:
                 continue
