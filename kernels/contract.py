@@ -397,6 +397,14 @@ def element_table(fmt: BlockFormat) -> tuple[Array | None, int]:
     return (values * 2.0**fraction_bits).astype(np.int8 if largest < 1 << 7 else np.int16), fraction_bits
 
 
+def look_up(table: Array, codes: Array, out: Array) -> Array:
+    """`out`, filled with the entries of `table` for `codes`; in pieces: NumPy makes indices of eight bytes of codes."""
+    flat, to, piece = codes.reshape(-1), out.reshape(-1), 1 << 12
+    for i in range(0, flat.size, piece):
+        np.take(table, flat[i : i + piece], out=to[i : i + piece], mode="clip")
+    return out
+
+
 def check_alike(x: BlockFormat, w: BlockFormat) -> None:
     """Raises FormatError where two formats cannot meet in one dot product: their blocks must be of one size."""
     if x.block != w.block:

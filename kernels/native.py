@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -116,13 +117,39 @@ class Native(NativeUnit):
         threads: int,
         /,
     ) -> Float32Array:
-        found = self.bytes_convolution.layer(x, w, window, groups, accumulator, order, None, threads)
-        if found is not None:
-            return found[0]
-        n, height, width, _ = x.mantissas.shape
-        oh, ow = window.output_size(height, width)
-        conv = _conv(x, w, height, width, window, groups, accumulator, order)
-        return self._convolve(conv, x, w, n * height * width, n * oh * ow, threads).reshape(n, oh, ow, -1)
+        result = np.empty(_result_shape(x, w, window), np.float32)
+        return self._convolved(x, w, window, groups, accumulator, order, threads, result)
+
+    def _product(
+        self,
+        x: Operand,
+        w: Operand,
+        window: Window,
+        groups: int,
+        accumulator: Accumulator,
+        order: Order,
+        threads: int,
+    ) -> Float32Array:
+        result = self._room("product", _result_shape(x, w, window), np.float32)
+        return self._convolved(x, w, window, groups, accumulator, order, threads, result)
+
+    def _convolved(
+        self,
+        x: Operand,
+        w: Operand,
+        window: Window,
+        groups: int,
+        accumulator: Accumulator,
+        order: Order,
+        threads: int,
+        result: Float32Array,
+    ) -> Float32Array:
+        """`result`, filled."""
+        if self.bytes_convolution.layer(x, w, window, groups, accumulator, order, None, threads, result) is None:
+            _, height, width, _ = x.mantissas.shape
+            conv = _conv(x, w, height, width, window, groups, accumulator, order)
+            self._convolve(conv, x, w, threads, result.reshape(-1, conv.outputs))
+        return result
 
     def layer(
         self,
@@ -182,26 +209,30 @@ class Native(NativeUnit):
             return found[0][:, 0, 0]
         rows = len(a.mantissas)
         conv = _conv(a, b, rows, 1, Window((1, 1)), 1, accumulator, order)
-        return self._convolve(conv, a, b, rows, rows, threads)
+        result = np.empty((rows, conv.outputs), np.float32)
+        self._convolve(conv, a, b, threads, result)
+        return result
 
-    def _convolve(self, conv: Any, x: Operand, w: Operand, pixels: int, out_pixels: int, threads: int) -> Float32Array:
+    def _convolve(self, conv: Any, x: Operand, w: Operand, threads: int, result: Float32Array) -> None:
+        """Fills `result` (pixels, outputs)."""
+        pixels, out_pixels = math.prod(x.mantissas.shape[:-1]), len(result)
         key = (conv.groups, conv.channels, conv.is_float, conv.has_exponents, conv.chwk)
         packed = self._weights.get(w, key, lambda: self._pack(conv, w))
-        mantissas = np.empty((pixels + 1, conv.blocks, conv.padded), np.float32 if conv.is_float else np.int16)
+        kind = np.float32 if conv.is_float else np.int16
+        mantissas = self._room("padded", (pixels + 1, conv.blocks, conv.padded), kind)
         _fill(mantissas[:-1], x)
         mantissas[-1] = 0
         activations = ffi.new("fs_pixels *", {"mantissas": ffi.from_buffer(mantissas), "pixels": pixels})
         if conv.has_exponents:
-            scales = np.empty((pixels + 1, conv.blocks), np.float32)
-            low, high = np.empty(pixels, np.int16), np.empty(pixels, np.int16)
+            scales = self._room("scales", (pixels + 1, conv.blocks), np.float32)
+            low, high = self._room("powers", (2, pixels), np.int16)
             activations.scales = pointer("float", scales)
             activations.low, activations.high = pointer("int16_t", low), pointer("int16_t", high)
             self._variant.prepare(conv, pointer("int16_t", _exponents(x)), x.fraction_bits, activations)
-        result = np.empty((out_pixels, conv.outputs), np.float32)
         taps = conv.window.kernel_height * conv.window.kernel_width
 
         def run(first_pixel: int, last_pixel: int, first_panel: int, last_panel: int) -> None:
-            offsets = np.empty(taps * lib.FS_MAX_TILE, np.int64)
+            offsets = self._room("offsets", (taps * lib.FS_MAX_TILE,), np.int64)
             self._variant.conv2d(
                 conv, activations, packed.filters, first_pixel, last_pixel, first_panel, last_panel,
                 pointer("int64_t", offsets), pointer("float", result),
@@ -211,7 +242,6 @@ class Native(NativeUnit):
             split(out_pixels, threads, lambda first, last: run(first, last, 0, packed.panels))
         else:
             split(packed.panels, threads, lambda first, last: run(0, out_pixels, first, last))
-        return result
 
     def _pack(self, conv: Any, w: Operand) -> _Packed:
         size = self._variant.panel_outputs()
@@ -258,6 +288,11 @@ def variants() -> list[Native]:
     """The variants this CPU can run, slowest first."""
     table = [lib.fs_variants[i] for i in range(lib.fs_num_variants)]
     return [Native(v) for v in table if v.runs_here()]
+
+
+def _result_shape(x: Operand, w: Operand, window: Window) -> tuple[int, int, int, int]:
+    n, height, width, _ = x.mantissas.shape
+    return (n, *window.output_size(height, width), len(w.mantissas))
 
 
 def _exponents(operand: Operand) -> Int16Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from typing import Any
 
@@ -28,12 +29,19 @@ def strided_pointer(array: Array) -> Any:
 _kept = threading.local()
 
 
+def kept(purpose: str, shape: tuple[int, ...], dtype: Any) -> Array:
+    """An array that is this thread's until it asks again for the same purpose; what is in it is undefined."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = _kept.__dict__.get(purpose)
+    if memory is None or memory.size < size:
+        memory = _kept.__dict__[purpose] = np.empty(size, np.uint8)
+    array: Array = memory[:size].view(dtype).reshape(shape)
+    return array
+
+
 def room(floats: int) -> Any:
-    """A C pointer to that many floats, which are this thread's until it asks again; what is in them is undefined."""
-    array = getattr(_kept, "array", None)
-    if array is None or array.size < floats:
-        array = _kept.array = np.empty(floats, np.float32)
-    return pointer("float", array)
+    """A C pointer to that many floats, which are this thread's until it asks again."""
+    return pointer("float", kept("room", (floats,), np.float32))
 
 
 @functools.lru_cache(256)

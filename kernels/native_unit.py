@@ -13,7 +13,7 @@ import numpy as np
 from fpgasim.kernels import pointwise as unit
 from fpgasim.kernels._native import ffi, lib
 from fpgasim.kernels.contract import POINTWISE, Array, Float32Array, Pointwise, Step, Window
-from fpgasim.kernels.native_structs import room
+from fpgasim.kernels.native_structs import kept, room
 from fpgasim.kernels.numpy_unit import PointwiseUnit
 from fpgasim.kernels.parallel import split
 
@@ -26,6 +26,9 @@ class NativeUnit(PointwiseUnit):
     """The part of `Native` that works on values of the pointwise type."""
 
     _variant: Any
+
+    def _room(self, purpose: str, shape: tuple[int, ...], dtype: Any) -> Array:
+        return kept(purpose, shape, dtype)
 
     def chain(
         self,

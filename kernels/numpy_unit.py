@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,10 +20,12 @@ from fpgasim.kernels.contract import (
     Step,
     Unquantized,
     Window,
-    rows_operand,
+    element_table,
+    look_up,
 )
 from fpgasim.kernels.parallel import split
 from fpgasim.numerics import BlockFormat, Rounding
+from fpgasim.numerics.tensors import code_dtype
 
 ArrayT = TypeVar("ArrayT", bound=Array)
 
@@ -84,8 +86,25 @@ class PointwiseUnit(ABC):
         /,
     ) -> tuple[int, int]:
         blocks, before = self._quantized(x, pointwise, threads) if isinstance(x, Unquantized) else (x, 0)
-        result = self.conv2d(blocks, w, window, groups, accumulator, order, threads)
+        result = self._product(blocks, w, window, groups, accumulator, order, threads)
         return before, self.chain(result.reshape(-1, result.shape[3]), steps, results, pointwise, True, threads)
+
+    def _product(
+        self,
+        x: Operand,
+        w: Operand,
+        window: Window,
+        groups: int,
+        accumulator: Accumulator,
+        order: Order,
+        threads: int,
+    ) -> Float32Array:
+        """As conv2d; the result is only good until the next."""
+        return self.conv2d(x, w, window, groups, accumulator, order, threads)
+
+    def _room(self, purpose: str, shape: tuple[int, ...], dtype: Any) -> Array:
+        """An array for what a layer makes on the way; a backend may keep its memory for the next layer."""
+        return np.empty(shape, dtype)
 
     def _quantized(self, x: Unquantized, pointwise: Pointwise, threads: int) -> tuple[Operand, int]:
         plain, saturated = self.plain(x, pointwise, threads)
@@ -110,12 +129,15 @@ class PointwiseUnit(ABC):
 
     def plain(self, x: Unquantized, pointwise: Pointwise, threads: int) -> tuple[Unquantized, int]:
         """`x` with its windows laid out and its steps done, C-contiguous, and how many values saturated in them."""
-        values = np.ascontiguousarray(x.values)
+        values = x.values
+        if not values.flags.c_contiguous:
+            values = self._room("rows", x.values.shape, np.float32)
+            values[:] = x.values
         if x.window is not None:
-            values = self.unfold(values, x.window, threads, np.empty(x.shape, np.float32))
+            values = self.unfold(values, x.window, threads, self._room("windows", x.shape, np.float32))
         if not x.steps:
             return Unquantized(values, x.format), 0
-        done = np.empty_like(values)
+        done = self._room("values", values.shape, np.float32)
         rows = values.reshape(-1, values.shape[-1]), done.reshape(-1, values.shape[-1])
         saturated = self.chain(rows[0], x.steps, {len(x.steps) - 1: rows[1]}, pointwise, False, threads)
         return Unquantized(done, x.format), saturated
@@ -124,8 +146,15 @@ class PointwiseUnit(ABC):
         *image, channels = x.values.shape
         if x.format.is_fp32:
             return Operand(x.values, None, 1, 0, channels)
-        codes, exponents = self.quantize(x.values.reshape(-1, channels), x.format, "even", 0)
-        return rows_operand(codes.reshape(*image, -1), exponents.reshape(*image, -1), x.format, channels)
+        blocks = -(-channels // x.format.block)
+        codes = self._room("codes", (*image, blocks * x.format.block), code_dtype(x.format))
+        exponents = self._room("exponents", (*image, blocks), np.int16)
+        out = codes.reshape(-1, codes.shape[-1]), exponents.reshape(-1, blocks)
+        self.quantize(x.values.reshape(-1, channels), x.format, "even", 0, out)
+        table, fraction_bits = element_table(x.format)
+        if table is not None:
+            codes = look_up(table, codes, self._room("mantissas", codes.shape, table.dtype))
+        return Operand(codes, exponents, x.format.block, fraction_bits, channels)
 
     def chain(
         self,

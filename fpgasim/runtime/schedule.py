@@ -21,6 +21,7 @@ from fpgasim.kernels.contract import (
     Unquantized,
     Window,
     element_table,
+    look_up,
 )
 from fpgasim.kernels.pointwise import FP16_MAX
 from fpgasim.npu import Layer, Stage
@@ -249,7 +250,7 @@ class _Planner:
             def work() -> tuple[int, ...]:
                 kernels.quantize(rows, fmt, "even", 0, out)
                 if table is not None:
-                    np.take(table, arrays[codes], out=arrays[mantissas], mode="clip")
+                    look_up(table, arrays[codes], arrays[mantissas])
                 return ()
 
             return work

@@ -100,13 +100,14 @@ def matrix_net():
 
 CASES = [
     *((pointwise_net, kernels) for kernels in NATIVE),
-    *((matrix_net, kernels) for kernels in NATIVE if kernels.bytes_convolution.there),
+    *((matrix_net, kernels) for kernels in NATIVE),
 ]
 
 
+@pytest.mark.parametrize("fmt", ["msfp16", "mxfp8_e4m3"])
 @pytest.mark.parametrize(("net", "kernels"), CASES, ids=lambda v: getattr(v, "__name__", None) or v.name)
-def test_a_run_after_the_first_takes_no_large_memory(net, kernels):
-    session = session_of(net(), kernels, accumulator="fp32")
+def test_a_run_after_the_first_takes_no_large_memory(net, kernels, fmt):
+    session = session_of(net(), kernels, fmt, accumulator="fp32")
     x = feed(session.plan.graph.inputs[0].shape)
     session.run({"x": x})
     largest = max(slot.size for slot in session._steps[0].runner._schedules[frozenset(["result"])][0].layout.slots)
