@@ -21,7 +21,7 @@ from fpgasim.compiler.writing import Do, Product, Source, Writer
 from fpgasim.errors import CompileError
 from fpgasim.npu.isa import Mem, addsub_vrf
 from fpgasim.npu.mapping import best_mapping
-from fpgasim.npu.program import Program as Segment
+from fpgasim.npu.segment import Segment
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")

@@ -19,8 +19,8 @@ from fpgasim.compiler.tasks import Task, Tensor, lowest, make_tasks, tensors_of
 from fpgasim.compiler.writing import Writer
 from fpgasim.errors import CompileError, InputError
 from fpgasim.npu.isa import Mem
-from fpgasim.npu.program import Program as Segment
 from fpgasim.npu.programs import Port, Program
+from fpgasim.npu.segment import Segment
 
 Weights = Literal["auto", "pin", "stream"]
 

@@ -13,8 +13,8 @@ from fpgasim.compiler.writing import Source
 from fpgasim.kernels.contract import Array, Operand, Window, engines_of
 from fpgasim.npu.layers import Layer
 from fpgasim.npu.mapping import Lowering, engines_of_a_sum, slot_of, tile_rows, touched_vectors
-from fpgasim.npu.program import Program as Segment
 from fpgasim.npu.programs import native_tiles
+from fpgasim.npu.segment import Segment
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from fpgasim.graph import Graph, Node
 from fpgasim.kernels.contract import Window
 from fpgasim.npu import Device, Layer, Stage
 from fpgasim.npu.layers import Head, Packing, Shape, StageKind
-from fpgasim.npu.program import nhwc_shape
+from fpgasim.npu.segment import nhwc_shape
 from fpgasim.ops import expand_groups
 
 #: A convolution of fewer channels than this has its windows unrolled: the stem's three would fill 3 lanes of a vector.

@@ -16,7 +16,7 @@ from fpgasim.graph import Graph
 from fpgasim.kernels.contract import Backend, rows_operand
 from fpgasim.kernels.pointwise import round_to
 from fpgasim.npu import Device, Layer, Numbers
-from fpgasim.npu.program import Packed, Program
+from fpgasim.npu.segment import Packed, Segment
 from fpgasim.ops import quantize_rows
 
 
@@ -27,11 +27,11 @@ def lower(
     numbers: Numbers,
     kernels: Backend | None = None,
     packed: Mapping[str, Packed] = MappingProxyType({}),
-) -> Program:
-    """The Program of one segment: `node_names` of a bound `graph`, for `device`, in `numbers`.
+) -> Segment:
+    """One segment: `node_names` of a bound `graph`, for `device`, in `numbers`.
 
     Weights are quantized with `kernels` (the fastest backend by default; all give the same bits), but those in
-    `packed`, the constants of a Program of the same nodes for other shapes, are taken as they are. Tensors that
+    `packed`, those of a Segment of the same nodes for other shapes, are taken as they are. Tensors that
     another node or the graph's outputs need leave the segment. Raises Unsupported for a node that the engine cannot
     compute, ModelError for weights that are not finite.
     """
@@ -48,7 +48,7 @@ def lower(
         for name, source in sources.items()
     }
     shapes = {name: _shape(graph, name) for name in (*inputs, *made)}
-    return Program(device, numbers, layers, constants, inputs, outputs, shapes)
+    return Segment(device, numbers, layers, constants, inputs, outputs, shapes)
 
 
 def segment_layers(graph: Graph, node_names: Collection[str], device: Device, numbers: Numbers) -> tuple[Layer, ...]:

@@ -18,7 +18,7 @@ from fpgasim.kernels.pointwise import FP16_MAX, round_to
 from fpgasim.npu.isa import Mem, addsub_vrf, multiply_vrf
 from fpgasim.npu.layers import Layer, Shape, Stage
 from fpgasim.npu.mapping import STAGE_UNIT, mfus_of
-from fpgasim.npu.program import Program as Segment, nhwc_shape
+from fpgasim.npu.segment import Segment, nhwc_shape
 
 #: Heads that do one chain for each position of their window, with the sum so far in AddSubVrf_0.
 TAPPED = frozenset({"depthwise", "max_pool", "average_pool"})

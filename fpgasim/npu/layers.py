@@ -12,9 +12,7 @@ from typing import Literal
 
 from fpgasim.kernels.contract import Window
 
-Head = Literal[
-    "conv", "depthwise", "matmul", "max_pool", "average_pool", "concat", "reshape", "upsample", "pointwise"
-]
+Head = Literal["conv", "depthwise", "matmul", "max_pool", "average_pool", "concat", "reshape", "upsample", "pointwise"]
 StageKind = Literal["bias", "add", "mul", "sub", "max", "relu", "clip", "sigmoid", "tanh"]
 Packing = Literal["channel", "window"]
 Shape = tuple[int, int, int, int]
@@ -24,7 +22,7 @@ Shape = tuple[int, int, int, int]
 class Stage:
     """One pointwise step: the ONNX tensor `output` from the value in the pipeline and, with two operands, `operand`.
 
-    `operand` names a tensor of the segment or a constant of the Program. `swapped` puts the operand first (sub).
+    `operand` names a tensor of the segment or a constant of it. `swapped` puts the operand first (sub).
     `low` and `high` bound a clip, as values of the pointwise type.
     """
 
@@ -42,7 +40,7 @@ class Layer:
 
     `inputs` are ONNX tensors the head reads; `head_output` is the tensor the head makes and `output` the last one,
     after the stages. A node of several steps (a bias; a batch norm's mul and add) gives all of them its output's
-    name, which means the last. `nodes` are the ONNX nodes it computes. `weight` names a constant of the Program.
+    name, which means the last. `nodes` are the ONNX nodes it computes. `weight` names a constant of the Segment.
     `in_shape` and `out_shape` are NHWC; a concat also says how many channels each of its inputs
     has, an upsample how often it repeats each row and column.
     """

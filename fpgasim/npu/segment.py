@@ -1,4 +1,4 @@
-"""`Program`: one FPGA segment, ready to run: its layers in order and their constants as the engine keeps them."""
+"""`Segment`: one FPGA segment, ready to run: its layers in order and their constants as the engine keeps them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Packed = Operand | Float32Array
 
 
 @dataclass(frozen=True, eq=False)
-class Program:
+class Segment:
     """One FPGA segment on `device` in `numbers`.
 
     `constants`, by name: packed weights of the matrix unit as an `Operand`; depthwise taps (KH, KW, O) and what the

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fpgasim.compiler import Unsupported, UnsupportedCode, fuse, lower_node
 from fpgasim.graph import Graph, Node
 from fpgasim.npu import Device, Layer, Numbers
-from fpgasim.npu.program import nhwc_shape
+from fpgasim.npu.segment import nhwc_shape
 from fpgasim.npu.timing import layer_timing, transfer_seconds, wire_bytes
 from fpgasim.placement.cost_graph import CostGraph, CostNode, CostTensor, Pair
 from fpgasim.placement.cpu_costs import cpu_seconds

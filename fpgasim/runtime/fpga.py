@@ -1,4 +1,4 @@
-"""Running a Program: every operation of its schedule through the kernels, in memory that is laid out once."""
+"""Running a Segment: every operation of its schedule through the kernels, in memory that is laid out once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fpgasim.kernels.contract import Backend, Float32Array
-from fpgasim.npu.program import Program
+from fpgasim.npu.segment import Segment
 from fpgasim.runtime.schedule import Feeds, Operation, Schedule, Work, make_schedule
 
 #: Schedules for other tensors than the segment's outputs that a runner keeps; the one made first goes first.
@@ -49,11 +49,11 @@ class Frame:
 class FpgaRunner:
     """One FPGA segment, ready to run from several threads at once: each run takes a frame that no other run has."""
 
-    def __init__(self, program: Program, kernels: Backend, threads: int) -> None:
-        self.program, self._kernels, self._threads = program, kernels, threads
+    def __init__(self, segment: Segment, kernels: Backend, threads: int) -> None:
+        self.segment, self._kernels, self._threads = segment, kernels, threads
         self._lock = threading.Lock()
         self._schedules: dict[frozenset[str], tuple[Schedule, list[Frame]]] = {}
-        self._schedule(frozenset(program.outputs))
+        self._schedule(frozenset(segment.outputs))
 
     def run(
         self,
@@ -67,7 +67,7 @@ class FpgaRunner:
         How many values saturated in fp16 is added to `saturations` under the layer's name or the fed tensor's; what
         each operation took to `taken`.
         """
-        schedule, idle = self._schedule(frozenset(self.program.outputs) | frozenset(wanted))
+        schedule, idle = self._schedule(frozenset(self.segment.outputs) | frozenset(wanted))
         frame = self._take(schedule, idle, feeds)
         frame.run(saturations, taken)
         results = {name: self._leave(name, frame, schedule) for name in wanted}
@@ -80,12 +80,12 @@ class FpgaRunner:
             frame = idle.pop()  # one bytecode: no other thread gets the same
         except IndexError:
             frame = Frame(schedule)
-        frame.feeds.update((name, np.ascontiguousarray(feeds[name])) for name in self.program.inputs)
+        frame.feeds.update((name, np.ascontiguousarray(feeds[name])) for name in self.segment.inputs)
         return frame
 
     def _leave(self, name: str, frame: Frame, schedule: Schedule) -> Float32Array:
         return self._kernels.leave(frame.arrays[schedule.results[name]], self._threads).reshape(
-            self.program.shapes[name]
+            self.segment.shapes[name]
         )
 
     def _schedule(self, wanted: frozenset[str]) -> tuple[Schedule, list[Frame]]:
@@ -93,5 +93,5 @@ class FpgaRunner:
             if wanted not in self._schedules:
                 if len(self._schedules) > SCHEDULES_KEPT:
                     del self._schedules[list(self._schedules)[1]]  # the first one is for the segment's outputs
-                self._schedules[wanted] = make_schedule(self.program, wanted, self._kernels, self._threads), []
+                self._schedules[wanted] = make_schedule(self.segment, wanted, self._kernels, self._threads), []
             return self._schedules[wanted]

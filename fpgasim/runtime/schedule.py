@@ -1,4 +1,4 @@
-"""The order of work of a Program, decided before the first run: operations on arrays whose places are known."""
+"""The order of work of a Segment, decided before the first run: operations on arrays whose places are known."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fpgasim.kernels.contract import (
 )
 from fpgasim.kernels.pointwise import FP16_MAX
 from fpgasim.npu import Layer, Stage
-from fpgasim.npu.program import Program, nhwc_shape
+from fpgasim.npu.segment import Segment, nhwc_shape
 from fpgasim.numerics.tensors import code_dtype
 from fpgasim.runtime.arena import Layout, Slot, lay_out
 from fpgasim.runtime.sharing import folded_layers, grown_concats, quantizes
@@ -59,43 +59,41 @@ class Schedule:
     results: Mapping[str, int]
 
 
-def make_schedule(program: Program, wanted: Collection[str], kernels: Backend, threads: int) -> Schedule:
-    """The schedule of `program` that leaves the tensors `wanted` in their slots."""
-    planner = _Planner(program, frozenset(wanted), kernels, threads)
-    for name in program.inputs:
+def make_schedule(segment: Segment, wanted: Collection[str], kernels: Backend, threads: int) -> Schedule:
+    """The schedule of `segment` that leaves the tensors `wanted` in their slots."""
+    planner = _Planner(segment, frozenset(wanted), kernels, threads)
+    for name in segment.inputs:
         planner.enter(name)
-    for layer in program.layers:
+    for layer in segment.layers:
         planner.layer(layer)
     for name in wanted:
         planner.slots[planner.values[name]].last = len(planner.operations)
-    return Schedule(
-        tuple(planner.operations), lay_out(planner.slots), {name: planner.values[name] for name in wanted}
-    )
+    return Schedule(tuple(planner.operations), lay_out(planner.slots), {name: planner.values[name] for name in wanted})
 
 
 class _Planner:
     """Collects operations and slots; `values` says in which slot a tensor is, NHWC and of the pointwise type."""
 
-    def __init__(self, program: Program, wanted: frozenset[str], kernels: Backend, threads: int) -> None:
-        self.program, self.wanted, self.kernels, self.threads = program, wanted, kernels, threads
+    def __init__(self, segment: Segment, wanted: frozenset[str], kernels: Backend, threads: int) -> None:
+        self.segment, self.wanted, self.kernels, self.threads = segment, wanted, kernels, threads
         self.operations: list[Operation] = []
         self.slots: list[Slot] = []
         self.values: dict[str, int] = {}
         #: A tensor that several layers of the matrix unit read is quantized once, for all of them.
         self.blocks: dict[str, _Blocks] = {}
         self.matrix_readers = Counter(
-            layer.inputs[0] for layer in program.layers if quantizes(layer) and layer.packing != "window"
+            layer.inputs[0] for layer in segment.layers if quantizes(layer) and layer.packing != "window"
         )
-        self.readers = Counter(name for layer in program.layers for name in reads(layer))
-        self.folded = folded_layers(program, wanted)
-        self.grown = grown_concats(program, wanted, self.folded)
+        self.readers = Counter(name for layer in segment.layers for name in reads(layer))
+        self.folded = folded_layers(segment, wanted)
+        self.grown = grown_concats(segment, wanted, self.folded)
         #: The slots of the concats that grow, by their last one.
         self.grounds: dict[str, int] = {}
 
     def enter(self, name: str) -> None:
-        n, h, w, c = nhwc_shape(self.program.shapes[name])
+        n, h, w, c = nhwc_shape(self.segment.shapes[name])
         to = self.new((n, h, w, c))
-        kernels, pointwise, threads = self.kernels, self.program.numbers.pointwise, self.threads
+        kernels, pointwise, threads = self.kernels, self.segment.numbers.pointwise, self.threads
 
         def bind(arrays: Sequence[Array], feeds: Feeds) -> Work:
             out = arrays[to]
@@ -164,7 +162,7 @@ class _Planner:
         self.operations.append(Operation(kind, tuple(names), bind))
 
     def chain(self, layer: Layer, source: int, results: Mapping[int, int]) -> None:
-        kernels, pointwise, threads = self.kernels, self.program.numbers.pointwise, self.threads
+        kernels, pointwise, threads = self.kernels, self.segment.numbers.pointwise, self.threads
         steps_of, operands = self.steps(layer.stages)
 
         def bind(arrays: Sequence[Array], _: Feeds) -> Work:
@@ -176,7 +174,7 @@ class _Planner:
 
     def steps(self, stages: Sequence[Stage]) -> tuple[Callable[[Sequence[Array]], list[Step]], list[int]]:
         """What makes the kernels' steps of `stages` out of the arrays, and the slots that they read."""
-        program = self.program
+        segment = self.segment
         slots = [self.values.get(stage.operand or "") for stage in stages]
 
         def make(arrays: Sequence[Array]) -> list[Step]:
@@ -184,7 +182,7 @@ class _Planner:
             for stage, slot in zip(stages, slots, strict=True):
                 operand = None if slot is None else _rows(arrays[slot])
                 if stage.operand is not None and slot is None:
-                    operand = program.vector(stage.operand)
+                    operand = segment.vector(stage.operand)
                 kind = "add" if stage.kind == "bias" else stage.kind
                 steps.append(Step(kind, operand, stage.swapped, stage.low, stage.high))
             return steps
@@ -192,8 +190,8 @@ class _Planner:
         return make, [slot for slot in slots if slot is not None]
 
     def matrix(self, layer: Layer, results: Mapping[int, int]) -> None:
-        numbers, kernels, threads = self.program.numbers, self.kernels, self.threads
-        weight = self.program.operand(layer.weight or "")
+        numbers, kernels, threads = self.segment.numbers, self.kernels, self.threads
+        weight = self.segment.operand(layer.weight or "")
         window = layer.window if layer.window is not None and layer.packing != "window" else Window((1, 1))
         folded = self.folded.get(layer.inputs[0])
         read, operand_of = self.operand(layer)
@@ -218,7 +216,7 @@ class _Planner:
 
         Numbers that one layer reads are quantized on the way into its kernel, those that several read once before.
         """
-        fmt, name = self.program.numbers.format, layer.inputs[0]
+        fmt, name = self.segment.numbers.format, layer.inputs[0]
         if name in self.folded:
             folded = self.folded[name]
             source = self.values[folded.inputs[0]]
@@ -235,7 +233,7 @@ class _Planner:
         return blocks.slots, blocks.operand
 
     def quantize(self, layer: Layer, source: int) -> _Blocks:
-        fmt, kernels = self.program.numbers.format, self.kernels
+        fmt, kernels = self.segment.numbers.format, self.kernels
         *image, channels = self.slots[source].shape
         count = -(-channels // fmt.block)
         codes = self.new((*image, count * fmt.block), code_dtype(fmt))
@@ -264,7 +262,7 @@ class _Planner:
         while last in self.grown:
             last = self.grown[last]
         if last not in self.grounds:
-            self.grounds[last] = self.new(nhwc_shape(self.program.shapes[last]))
+            self.grounds[last] = self.new(nhwc_shape(self.segment.shapes[last]))
         return self.grounds[last] if last == layer.output else self.new(layer.out_shape, base=self.grounds[last])
 
     def concat(self, layer: Layer, to: int) -> None:
@@ -295,13 +293,13 @@ class _Planner:
         return slot if base is None else base
 
     def head(self, layer: Layer, to: int) -> None:
-        kernels, numbers, threads = self.kernels, self.program.numbers, self.threads
+        kernels, numbers, threads = self.kernels, self.segment.numbers, self.threads
         pointwise: Pointwise = numbers.pointwise
         window, first = layer.window or Window((1, 1)), self.values[layer.inputs[0]]
         kind: OperationKind
         match layer.head:
             case "depthwise":
-                kind, taps = "depthwise", self.program.vector(layer.weight or "")
+                kind, taps = "depthwise", self.segment.vector(layer.weight or "")
 
                 def call(x: Float32Array, out: Float32Array) -> int:
                     kernels.depthwise(x, taps, window, pointwise, threads, out)

@@ -18,7 +18,7 @@ from fpgasim.compiler import lower
 from fpgasim.errors import InputError
 from fpgasim.graph import Tensor
 from fpgasim.kernels import Backend, backend
-from fpgasim.npu.program import Packed
+from fpgasim.npu.segment import Packed
 from fpgasim.ops import num_threads
 from fpgasim.placement import Plan, Segment
 from fpgasim.runtime.cpu import CpuRunner
@@ -179,8 +179,8 @@ def _steps(plan: Plan, kernels: Backend, threads: int, packed: Mapping[str, Pack
         made = {name for node in segment.nodes for name in plan.graph.node(node).outputs if name}
         runner: FpgaRunner | CpuRunner
         if segment.kind == "fpga":
-            program = lower(plan.graph, segment.nodes, plan.device, plan.numbers, kernels, packed)
-            runner = FpgaRunner(program, kernels, threads)
+            lowered = lower(plan.graph, segment.nodes, plan.device, plan.numbers, kernels, packed)
+            runner = FpgaRunner(lowered, kernels, threads)
         else:
             runner = CpuRunner(plan.graph, segment, threads)
         done = tuple(name for name in segment.inputs if last_reader[name] == i)
@@ -189,8 +189,8 @@ def _steps(plan: Plan, kernels: Backend, threads: int, packed: Mapping[str, Pack
 
 
 def _packed(steps: Sequence[_Step]) -> dict[str, Packed]:
-    programs = (step.runner.program for step in steps if isinstance(step.runner, FpgaRunner))
-    return {name: constant for program in programs for name, constant in program.constants.items()}
+    segments = (step.runner.segment for step in steps if isinstance(step.runner, FpgaRunner))
+    return {name: constant for segment in segments for name, constant in segment.constants.items()}
 
 
 def _checked_names(plan: Plan, outputs: Sequence[str]) -> list[str]:

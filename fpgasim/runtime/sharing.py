@@ -1,4 +1,4 @@
-"""What of a program needs no memory of its own: pointwise layers done on the way, and concats that only grow."""
+"""What of a segment needs no memory of its own: pointwise layers done on the way, and concats that only grow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 from fpgasim.compiler.fusion import reads
 from fpgasim.npu import Layer
-from fpgasim.npu.program import Program
+from fpgasim.npu.segment import Segment
 
 
 def quantizes(layer: Layer) -> bool:
@@ -15,21 +15,21 @@ def quantizes(layer: Layer) -> bool:
     return layer.head in ("conv", "matmul")
 
 
-def folded_layers(program: Program, wanted: Collection[str]) -> dict[str, Layer]:
+def folded_layers(segment: Segment, wanted: Collection[str]) -> dict[str, Layer]:
     """The pointwise layers, by output, that are done while the one layer that reads them quantizes its input.
 
     Their operands are constants, and nobody asked for what they make.
     """
-    readers = Counter(name for layer in program.layers for name in reads(layer))
-    by_matrix = {layer.inputs[0] for layer in program.layers if quantizes(layer) and _takes_steps(layer)}
+    readers = Counter(name for layer in segment.layers for name in reads(layer))
+    by_matrix = {layer.inputs[0] for layer in segment.layers if quantizes(layer) and _takes_steps(layer)}
     return {
         layer.output: layer
-        for layer in program.layers
+        for layer in segment.layers
         if layer.head == "pointwise"
         and layer.output in by_matrix
         and readers[layer.output] == 1
         and not any(stage.output in wanted for stage in layer.stages)
-        and all(stage.operand is None or stage.operand in program.constants for stage in layer.stages)
+        and all(stage.operand is None or stage.operand in segment.constants for stage in layer.stages)
     }
 
 
@@ -38,13 +38,13 @@ def _takes_steps(layer: Layer) -> bool:
     return layer.packing != "window" and (layer.window is None or layer.window.stride == (1, 1))
 
 
-def grown_concats(program: Program, wanted: Collection[str], folded: Mapping[str, Layer]) -> dict[str, str]:
+def grown_concats(segment: Segment, wanted: Collection[str], folded: Mapping[str, Layer]) -> dict[str, str]:
     """For each concat that is kept as the first channels of the next one, which begins with it, that next one.
 
     Whoever else reads it must take pixels that lie further apart: layers that quantize it alone, or other concats.
     """
     readers: dict[str, list[Layer]] = {}
-    for layer in program.layers:
+    for layer in segment.layers:
         for name in reads(layer):
             readers.setdefault(name, []).append(layer)
 
@@ -59,7 +59,7 @@ def grown_concats(program: Program, wanted: Collection[str], folded: Mapping[str
         return sum(quantizes(layer) for layer in readers[name]) == 1
 
     grown: dict[str, str] = {}
-    for layer in program.layers:
+    for layer in segment.layers:
         name = layer.output
         if layer.head != "concat" or layer.stages or name in wanted:
             continue

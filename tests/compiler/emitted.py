@@ -15,8 +15,8 @@ from fpgasim.npu import Device, resolve_numbers
 from fpgasim.npu.chains import Chain, MatrixChain, VectorChain, program_chains
 from fpgasim.npu.interpreter import execute, initial_state
 from fpgasim.npu.isa import Mem
-from fpgasim.npu.program import Program as Segment
 from fpgasim.npu.programs import Program
+from fpgasim.npu.segment import Segment
 from fpgasim.runtime.fpga import FpgaRunner
 
 #: Numbers as `numbers` takes them: the engine's own, sums that depend on their order, a type with infinities.

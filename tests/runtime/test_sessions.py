@@ -177,9 +177,9 @@ def test_a_session_keeps_a_limited_number_of_other_shapes():
     for batch in range(2, 14):
         assert session.run({"x": feed((batch, 3, 8, 8))})["logits"].shape == (batch, 7)
     assert len(session._other_shapes) == 8
-    packed = session._steps[0].runner.program.constants
+    packed = session._steps[0].runner.segment.constants
     assert all(
-        step.runner.program.constants[name] is packed[name]
+        step.runner.segment.constants[name] is packed[name]
         for _, steps in session._other_shapes.values()
         for step in steps
         for name in packed
