@@ -113,14 +113,15 @@ class _Engine:
 
     def relative(self) -> Hashable:
         now = self.now
-        free = (*self.issued, *self.ends, self.matrix_free, self.mfu_free, self.dram_free, self.matrix_end)
+        # The next chain is decoded after now and issued after the last one, so what lies before both cannot hold it up.
+        soonest = max(now, self.issued[-1])
+        free = (*self.ends, self.matrix_free, self.mfu_free, self.dram_free, self.matrix_end)
         on_the_way = (self.writes, self.loads, self.products)
-        # Nothing later is issued before the last chain was, so what lies further back cannot hold it up.
-        old = self.issued[-1]
         return (
             self.ends[-1] - now,  # from which the next chain's cycles are named
-            tuple(max(time, old - self.step - self.mvm) - now for time in free),
-            tuple(tuple((what, time - now) for what, time in some if time > old) for some in on_the_way),
+            tuple(max(time, now) - now for time in self.issued),
+            tuple(max(time, soonest - self.step - self.mvm) - now for time in free),
+            tuple(tuple((what, time - now) for what, time in some if time > soonest) for some in on_the_way),
         )
 
     def skip(self, duration: int) -> None:

@@ -257,6 +257,20 @@ def test_turns_that_repeat_are_added_as_if_each_had_been_stepped(parts, device, 
     assert skipped.chains[-1].end == stepped.chains[-1].end
 
 
+@pytest.mark.parametrize("last", [1, 400])
+def test_a_loop_behind_a_full_queue_is_added_as_if_each_turn_had_been_stepped(last):
+    """What was issued long ago still decides when the words behind the loop are fetched."""
+    long = [*sizes(x=80), *product(0, 100)]
+    before = [*long * 4, *sizes(x=last), *product(0, 100), *long * 3]
+    turn, behind = long, [*[SWr(Register.WIDTH, 1)] * 3000, *product(200, 201)]
+    blocks = Block(tuple(encode(w) for w in before)), Block(tuple(encode(w) for w in turn), repeat=12)
+    device = dataclasses.replace(DEVICE, initial_vrf=4096)
+    rolled = program(*blocks, behind, device=device)
+    unrolled = program(blocks[0], *[Block(blocks[1].words)] * 12, behind, device=device)
+    assert simulate(rolled).cycles == simulate(unrolled).cycles
+    assert simulate(rolled).losses == simulate(unrolled).losses
+
+
 def test_a_long_loop_is_not_stepped():
     block = Block(tuple(encode(word) for word in [*product(0, 1), *product(1, 0)]), repeat=1_000_000)
     timing = simulate(program(block))
