@@ -27,14 +27,21 @@ from fpgasim.numerics.tensors import checked_axis
 Float32Array = npt.NDArray[np.float32]
 
 
+#: More threads than any machine this runs on has processors.
+MAX_THREADS = 1024
+
+
 def num_threads(threads: int | None = None) -> int:
-    """`threads`, else $FPGASIM_NUM_THREADS, else the processors this process may use. Raises InputError below 1."""
+    """`threads`, else $FPGASIM_NUM_THREADS, else the processors this process may use.
+
+    Raises InputError below 1 and above `MAX_THREADS`.
+    """
     name, value = "threads", cast(Any, threads)
     if value is None:
         text = os.environ.get("FPGASIM_NUM_THREADS") or str(len(os.sched_getaffinity(0)))
         name, value = "FPGASIM_NUM_THREADS", int(text) if text.strip().isdecimal() else text
-    if not _is_whole(value, 1):
-        raise InputError(f"{name}={value!r} is no thread count; a whole number from 1 up would do")
+    if not _is_whole(value, 1) or value > MAX_THREADS:
+        raise InputError(f"{name}={value!r} is no thread count; a whole number from 1 to {MAX_THREADS} would do")
     return int(value)
 
 

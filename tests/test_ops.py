@@ -325,6 +325,7 @@ BAD = [
     ({"w": fs.quantize(W, "msfp14", axis=3)}, InputError, "w has its blocks along axis 3; along axis 1"),
     ({"w": fs.quantize(W[:, :10], "msfp14", axis=1), "groups": 2}, InputError, "w is a BlockTensor and groups=2"),
     ({"threads": 0}, InputError, "threads=0 is no thread count"),
+    ({"threads": 1025}, InputError, "threads=1025 is no thread count; a whole number from 1 to 1024 would do"),
 ]
 
 

@@ -83,7 +83,7 @@ def plan_provenance(model: str, weights: str | None, plan: Plan) -> dict[str, An
 @click.option("--all", "all_", is_flag=True, help="Print every node with its reason instead of the summary.")
 @click.option("--layers", is_flag=True, help="Print the cycles of every layer.")
 @click.option("--kernels", metavar="NAME", help="Kernel backend; see `fpgasim kernels`.")
-@click.option("--threads", type=click.IntRange(1), help="Threads of the emulation and of ONNX Runtime.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of the emulation and of ONNX Runtime.")
 def run(
     model: str,
     weights: str | None,

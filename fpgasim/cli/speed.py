@@ -14,7 +14,7 @@ import click
 @click.option("--format", "format_", default="msfp16", show_default=True, help="See `fpgasim formats`.")
 @click.option("--accumulator", help="How terms add up; default: as the device does.")
 @click.option("--kernels", metavar="NAME", help="Kernel backend; see `fpgasim kernels`.")
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of both sides.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 1024), help="Threads of both sides.")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Runs; the median counts.")
 @click.option("--layers/--no-layers", default=True, show_default=True, help="Time every shape of layer too.")
 @click.option("--int8/--no-int8", default=True, show_default=True, help="Time ONNX Runtime's int8 too.")
