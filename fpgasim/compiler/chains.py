@@ -447,20 +447,21 @@ class Chains:
             start = self.store.at(self.writer, task.taps[0], part.first, part.last)
             return source, [Do("max" if kind == "max_pool" else "add", before if number else start)]
 
-        for part, value in _regions(
+        for part, start in _regions(
             piece,
             lambda y: (y in rows[0], seen(rows, y) > 0),
             lambda i: (i in columns[0], seen(columns, i) > 0),
+            # Regions are compared by the address of the fill: the two zeros are equal as numbers.
             lambda a, b: (
                 None
                 if a[0] and b[0]
-                else neutral
-                if kind == "max_pool" or (kind == "depthwise" and a[1] and b[1])
-                else 0.0
+                else self.store.special(
+                    neutral if kind == "max_pool" or (kind == "depthwise" and a[1] and b[1]) else 0.0
+                )
             ),
         ):
             at = acc.of(part, native)._replace(step_x=native)
-            self.writer.chain(Source(self.store.special(value), 1), [at], part.width * part.vectors, part.height)
+            self.writer.chain(Source(start, 1), [at], part.width * part.vectors, part.height)
         last = math.prod(window.kernel) - 1
         for number in range(last):
             part = piece.within(rows[number // window.kernel[1]], columns[number % window.kernel[1]])

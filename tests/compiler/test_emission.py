@@ -110,6 +110,25 @@ def test_one_layer_has_the_bits_of_the_fused_path(operator, numbers):
     assert_same_bits(segment_of(fs.load(OPERATORS[operator], optimize=False), small(), numbers))
 
 
+@pytest.mark.parametrize("numbers", NUMBERS)
+@pytest.mark.parametrize(
+    ("size", "kernel", "pads", "strides"),
+    [
+        ((3, 2), (2, 1), [1, 0, 1, 1], [1, 1]),
+        ((1, 4), (3, 1), [2, 1, 1, 2], [3, 1]),
+        ((2, 2), (2, 2), [1, 1, 1, 2], [1, 1]),
+    ],
+)
+def test_zeros_of_a_padded_depthwise_conv_have_the_signs_of_the_fused_path(size, kernel, pads, strides, numbers):
+    """Some positions have no tap inside the image, others not the last or first one; those sums begin with other
+    zeros than their neighbours."""
+    w = -np.abs(weights(16, 1, *kernel))
+    model = one_op("Conv", {"x": (1, 16, *size), "w": w}, group=16, pads=pads, strides=strides)
+    segment = segment_of(model, small(), numbers)
+    for x in (np.zeros((1, 16, *size), np.float32), weights(1, 16, *size)):
+        assert_same_bits(segment, feeds={"x": x})
+
+
 @pytest.mark.parametrize("operator", ["conv", "a window-packed conv", "a grouped conv", "average pool", "gemm"])
 def test_the_reference_kernels_give_the_same_bits(operator):
     assert_same_bits(segment_of(OPERATORS[operator], small(), "exact"), kernels="reference")
