@@ -55,9 +55,9 @@ class Array:
 class ArrayTiming:
     """What a product costs on an `Array`.
 
-    `losses` names every cycle in which the array is not fully busy and adds up, with `useful`, to `cycles`: padding
-    (cells without work in partial folds), fill, drain, weight load (waiting for a stationary operand to be shifted in)
-    and DRAM stall. `bits` is what crossed the DRAM interface.
+    `losses` names every cycle in which the array is not fully busy, by names of `simulation.CYCLES`, and adds up, with
+    `useful`, to `cycles`: padding (cells without work in partial folds), fill, drain, weight load (waiting for a
+    stationary operand to be shifted in) and dram. `bits` is what crossed the DRAM interface.
     """
 
     cycles: int
@@ -134,7 +134,7 @@ class _Work:
         shifting = min(wait, max(0, self.started + f.shift * self.cycle - self.ended))
         first = self.last is None
         self.tally["fill" if first else "weight load"] += shifting
-        self.tally["DRAM stall"] += wait - shifting
+        self.tally["dram"] += wait - shifting
         # Results that lay still leave through their column during the next fold, which so lasts as long as they take.
         leaving = self.last.rows if self.last and self.last.store and self.array.dataflow == "os" else 0
         busy = max(f.time, leaving) * self.cycle
@@ -153,7 +153,7 @@ class _Work:
         self.tally["drain"] += drain
         out = self.ended + drain
         done = max(out, self.transfer(self.waiting, out))
-        self.tally["DRAM stall"] += done - out
+        self.tally["dram"] += done - out
         return done
 
 
@@ -290,7 +290,7 @@ def _summary(work: _Work, end: int, macs: int) -> ArrayTiming:
     useful = -(-macs // cells)
     losses = {"padding": busy - useful, "fill": tally["fill"] // tick, "drain": tally["drain"] // tick}
     losses["weight load"] = tally["weight load"] // tick
-    losses["DRAM stall"] = cycles - useful - sum(losses.values())  # with the fractions of a cycle, which DRAM makes
+    losses["dram"] = cycles - useful - sum(losses.values())  # with the fractions of a cycle, which DRAM makes
     assert tally["macs"] == macs
     return ArrayTiming(cycles, useful, losses, tally["bits"], tally["folds"], macs, macs / (cycles * cells))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import accumulate
 
@@ -31,7 +31,8 @@ class LayerTiming:
     `compute_cycles` = mvm_cycles + pointwise_cycles + fill_cycles. `pointwise_cycles` are those that the matrix unit
     does not hide. `weight_bytes` are the weights padded to native tiles (or vectors), `load_bytes` the DRAM bursts
     that hold them; on a systolic array `native_tiles` are folds, and `load_bytes` all that its product moves.
-    `utilization` is macs over what the engine could do in compute_cycles.
+    `utilization` is macs over what the engine could do in compute_cycles. `array_cycles` says where the mvm_cycles of a
+    systolic array went, by names of `simulation.CYCLES`; it is empty on other engines.
     """
 
     name: str
@@ -46,6 +47,7 @@ class LayerTiming:
     load_bytes: int
     load_cycles: int
     utilization: float
+    array_cycles: dict[str, int] = field(default_factory=dict, hash=False)
 
     @property
     def compute_cycles(self) -> int:
@@ -142,6 +144,7 @@ def _array_timing(layer: Layer, device: Device, numbers: Numbers) -> LayerTiming
     n, height, width, outputs = layer.out_shape
     product = layer.head in ("conv", "matmul")
     mvm = load_bytes = weight_bytes = folds = 0
+    names: dict[str, int] = {}
     if product:
         window = taps_of(layer) if layer.head == "conv" else 1
         inner = window * (layer.in_shape[3] // layer.groups)
@@ -158,6 +161,7 @@ def _array_timing(layer: Layer, device: Device, numbers: Numbers) -> LayerTiming
         one = array_timing(n * height * width, outputs // layer.groups, inner, array, bits, bits, 32)
         mvm, folds, load_bytes = (layer.groups * count for count in (one.cycles, one.folds, _ceil(one.bits, 8)))
         weight_bytes = _ceil(outputs * inner * bits, 8)
+        names = {name: layer.groups * cycles for name, cycles in ({"useful": one.useful} | one.losses).items()}
     pointwise, fill = _pointwise(layer, device, product)
     compute = mvm + pointwise + fill
     return LayerTiming(
@@ -173,6 +177,7 @@ def _array_timing(layer: Layer, device: Device, numbers: Numbers) -> LayerTiming
         load_bytes=load_bytes,
         load_cycles=0,
         utilization=_utilization(layer.macs, compute, device),
+        array_cycles=names,
     )
 
 

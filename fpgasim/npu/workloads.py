@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
@@ -117,18 +118,25 @@ def segment_losses(timing: SegmentTiming) -> dict[str, int]:
     """Where the cycles of a segment go, by the names that `simulation.CYCLES` has; they add up to its cycles.
 
     `useful` are the multiply-accumulates at the engine's peak rate, `fill` what no layer before hides, `weight load`
-    the cycles in which no layer works.
+    the cycles in which no layer works; a systolic array names the cycles of its products itself (`array_cycles`).
     """
     busy = sum(stop - start for start, stop in timing.spans)
     mvm = sum(row.mvm_cycles for row in timing.layers)
     pointwise = sum(row.pointwise_cycles for row in timing.layers)
-    useful = min(mvm, round(timing.utilization * timing.cycles))
+    products: Counter[str] = Counter()
+    for row in timing.layers:
+        products.update(row.array_cycles)
+    if not products:
+        useful = min(mvm, round(timing.utilization * timing.cycles))
+        products.update({"useful": useful, "padding": mvm - useful})
     return {
-        "useful": useful,
-        "padding": mvm - useful,
+        "useful": products["useful"],
+        "padding": products["padding"],
         "pointwise": pointwise,
-        "fill": busy - mvm - pointwise,
-        "weight load": timing.cycles - busy,
+        "fill": products["fill"] + busy - mvm - pointwise,
+        "drain": products["drain"],
+        "weight load": products["weight load"] + timing.cycles - busy,
+        "dram": products["dram"],
     }
 
 

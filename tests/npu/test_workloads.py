@@ -1,12 +1,18 @@
 """Workloads by their text, and what they cost on the overlay engine."""
 
+import dataclasses
+from fractions import Fraction
+
 import pytest
 
 from fpgasim.errors import DeviceError, InputError
-from fpgasim.npu import get_device, workloads
+from fpgasim.kernels.contract import Window
+from fpgasim.npu import Layer, get_device, resolve_numbers, segment_timing, workloads
 from fpgasim.npu.overlay import Overlay
 from fpgasim.npu.simulation import CYCLES
-from fpgasim.npu.workloads import overlay_timing, parse_workload, workload_timing
+from fpgasim.npu.systolic import Array, array_timing
+from fpgasim.npu.timing import bits_per_element
+from fpgasim.npu.workloads import overlay_timing, parse_workload, segment_losses, workload_timing
 
 NPU = get_device("intel_npu_7t40d40l")
 
@@ -152,6 +158,40 @@ def test_every_engine_runs_what_it_can_and_names_every_cycle(text, key):
     assert sum(timing.losses.values()) == timing.cycles
     assert timing.macs == workload.macs * 2 * device.batch
     assert timing.cycles >= timing.macs / device.macs_per_cycle
+
+
+@pytest.mark.parametrize("dataflow", ["os", "ws", "is"])
+def test_an_array_behind_a_slow_memory_loses_its_cycles_to_dram_and_one_behind_a_quick_one_does_not(dataflow):
+    array = get_device(f"systolic_16x16_{dataflow}")
+    slow, quick = (
+        workload_timing(parse_workload("gemv:1024:1024"), dataclasses.replace(array, dram_bytes_per_s=rate))
+        for rate in (1e8, 1e18)
+    )
+    assert slow.losses["dram"] > 0.9 * slow.cycles
+    assert quick.losses["dram"] <= 1
+    assert slow.losses["useful"] == quick.losses["useful"] == 1024 * 1024 // 256
+    assert sum(slow.losses.values()) == slow.cycles
+
+
+def test_the_named_cycles_of_an_array_are_those_of_its_products_group_by_group():
+    device = get_device("systolic_16x16_ws")
+    numbers = resolve_numbers(device, "bw_1s5e5m")
+    window = Window((3, 3), (1, 1), (1, 1, 1, 1))
+    shape = (1, 9, 9, 40)
+    grouped = Layer("c", "conv", ("c",), ("x",), "y", shape, shape, window=window, groups=2, weight="w")
+    timing = segment_timing([grouped], device, numbers)
+    bits = bits_per_element(numbers)
+    rate = Fraction(device.dram_bytes_per_s * device.dram_efficiency * 8) / device.clock_hz
+    memories = device.input_sram_bytes, device.weight_sram_bytes, device.output_sram_bytes
+    one = array_timing(81, 20, 180, Array(16, 16, "ws", *memories, rate), bits, bits, 32)
+    (row,) = timing.layers
+    assert row.array_cycles == {"useful": 2 * one.useful} | {name: 2 * n for name, n in one.losses.items()}
+    assert sum(row.array_cycles.values()) == row.mvm_cycles
+    losses = segment_losses(timing)
+    assert sum(losses.values()) == timing.cycles
+    assert losses["drain"] == 2 * one.losses["drain"] > 0
+    assert losses["padding"] == 2 * one.losses["padding"] > 0
+    assert losses.keys() <= set(CYCLES)
 
 
 def test_a_batch_below_one_is_refused():
