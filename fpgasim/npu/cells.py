@@ -38,6 +38,7 @@ def dense_program(widths: Sequence[int], device: Device, batch: int = 1) -> Prog
     """Layers of the given `widths` (inputs first), each but the last with a relu, for `batch` inputs one by one."""
     native, words, tile = device.native_dim, [], 0
     sizes = [-(-width // native) for width in widths]
+    _check_room("dense", device, sum(a * b for a, b in pairwise(sizes)))
     longest = max(sizes)
     words += [_set(Register.COLUMNS, sizes[0]), VRd(Mem.NET_QUEUE, 0), VWr(Mem.INITIAL_VRF, 0), EndChain()]
     for i, (columns, rows) in enumerate(pairwise(sizes)):
@@ -48,24 +49,36 @@ def dense_program(widths: Sequence[int], device: Device, batch: int = 1) -> Prog
         words += [EndChain()]
         tile += rows * columns
     macs = sum(a * b for a, b in pairwise(widths))
-    return _program("dense", device, tile, [Block(_encoded(words), batch, "dense", macs)])
+    return _program("dense", device, [Block(_encoded(words), batch, "dense", macs)])
 
 
 def cell_program(kind: str, hidden: int, time: int, device: Device) -> Program:
     """`time` steps of an `rnn`, `gru` or `lstm` cell whose input is as wide as its state.
 
-    Where the padded matrices do not fit on the chip but the bare ones do, what is above a multiple of N is taken to be
-    packed into the room that is left (GRU 2816 ran on 306 tiles of 400×400: ISCA 2018, Table V). Raises DeviceError
-    where they do not fit at all.
+    Where the padded matrices do not fit on the chip but the bare ones do, a state less than N/16 above a multiple of N
+    is cut to that multiple (see `_packed`). Raises DeviceError for a cell that does not fit.
     """
     cell, products = {"rnn": (_rnn, 2), "gru": (_gru, 6), "lstm": (_lstm, 8)}[kind]
     size = -(-hidden // device.native_dim)
-    if products * size * size > device.mrf_tiles and products * hidden**2 <= device.mrf_tiles * device.native_dim**2:
-        size = max(1, hidden // device.native_dim)
-    body = cell(size)
-    words = [_set(Register.ROWS, size), _set(Register.COLUMNS, size), *body]
-    block = Block(_encoded(words), time, kind, products * hidden * hidden)
-    return _program(kind, device, products * size * size, [block])
+    if products * size * size > device.mrf_tiles and _packed(hidden, products, device):
+        size = hidden // device.native_dim
+    _check_room(kind, device, products * size * size)
+    words = [_set(Register.ROWS, size), _set(Register.COLUMNS, size), *cell(size)]
+    return _program(kind, device, [Block(_encoded(words), time, kind, products * hidden * hidden)])
+
+
+def _packed(hidden: int, products: int, device: Device) -> bool:
+    """Whether a cell runs on the whole tiles of its matrices, the little that is beyond them being packed elsewhere.
+
+    GRU 2816 ran on 306 tiles of 400×400 (ISCA 2018, Table V), where padded it needs 384. How is not published; what is
+    beyond is assumed to lie in the tiles that are left and to be worked on by the tile engines that idle in the last
+    step of a matrix. So there must be as much room in both.
+    """
+    native = device.native_dim
+    whole, rest = divmod(hidden, native)
+    steps = -(-whole * whole // device.tiles)
+    fits = products * hidden**2 <= device.mrf_tiles * native**2
+    return whole > 0 and 16 * rest < native and fits and hidden**2 <= steps * device.tiles * native**2
 
 
 def _rnn(n: int) -> list[Instruction]:
@@ -123,10 +136,13 @@ def _encoded(words: Sequence[Instruction]) -> tuple[int, ...]:
     return tuple(encode(word) for word in words)
 
 
-def _program(name: str, device: Device, tiles: int, blocks: list[Block]) -> Program:
+def _check_room(name: str, device: Device, tiles: int) -> None:
     if tiles > device.mrf_tiles:
         raise DeviceError(
-            f"device {device.name!r} holds {device.mrf_tiles} native tiles of {device.native_dim}x{device.native_dim} "
-            f"weights, the {name} needs {tiles}; a smaller one would do"
+            f"the {name} does not fit on the chip: device {device.name!r} holds {device.mrf_tiles} native tiles of "
+            f"{device.native_dim}x{device.native_dim} weights, the {name} needs {tiles}; a smaller one would do"
         )
+
+
+def _program(name: str, device: Device, blocks: list[Block]) -> Program:
     return Program(name, device, resolve_numbers(device, "bw_1s5e5m"), tuple(blocks))

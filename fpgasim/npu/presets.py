@@ -164,7 +164,7 @@ DEVICES: dict[str, Device] = {
         _overlay_of_the_cycle_model("bw_6t400d40l", "FCCM 2019, Table I", 400, 40, 6, 250),
     )
 }
-_SYSTOLIC = re.compile(rf"systolic_(\d{{1,4}})x(\d{{1,4}})_({'|'.join(DATAFLOWS)})")
+_SYSTOLIC = re.compile(rf"systolic_([0-9]{{1,4}})x([0-9]{{1,4}})_({'|'.join(DATAFLOWS)})")
 
 
 def get_device(device: str | Device) -> Device:

@@ -62,7 +62,7 @@ def parse_workload(text: str) -> Workload:
     kind, *rest = text.split(":")
     numbers = rest[0].split("-") if kind == "mlp" and len(rest) == 1 else rest
     wanted = f"one of {', '.join(FORMS.values())} with numbers of up to 6 digits would do"
-    if kind not in KINDS or not all(re.fullmatch(r"\d{1,6}", number) for number in numbers):
+    if kind not in KINDS or not all(re.fullmatch("[0-9]{1,6}", number) for number in numbers):
         raise InputError(f"workload {text!r}: {wanted}")
     sizes = tuple(int(number) for number in numbers)
     if len(sizes) < 2 or len(sizes) != _COUNTS.get(kind, len(sizes)):

@@ -47,6 +47,7 @@ def test_a_workload_knows_its_multiply_accumulates(text, macs):
         ("conv:8:8:3:16:9:9:1:0", "the window does not fit"),
         ("conv:8:8:3:16:3:3:0:1", "must be 1 or more"),
         ("", "one of gemv"),
+        ("gru:\u0663:\u0664", "one of gemv"),  # digits, but of another script
     ],
 )
 def test_what_is_no_workload_is_refused_with_the_forms_that_are(text, words):
@@ -142,8 +143,31 @@ def test_a_cell_on_a_matrix_vector_engine_takes_its_products_or_the_floor_whiche
 def test_weights_that_do_not_fit_on_the_chip_are_refused_unless_packing_them_helps():
     s10 = get_device("bw_s10")
     assert workload_timing(parse_workload("gru:2816:2"), s10).cycles > 0
+    assert workload_timing(parse_workload("gru:2824:2"), s10).cycles > 0
+    with pytest.raises(DeviceError, match="the gru needs 384"):  # 25 above, a sixteenth of N
+        workload_timing(parse_workload("gru:2825:2"), s10)
     with pytest.raises(DeviceError, match="'bw_s10' holds 306 native tiles of 400x400 weights, the gru needs 384"):
         workload_timing(parse_workload("gru:3100:2"), s10)
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 5, 6, 7, 48, 49, 50])
+def test_a_packed_cell_has_no_more_useful_cycles_than_its_steps_can_hold(tiles):
+    device = dataclasses.replace(get_device("bw_s10"), tiles=tiles, gru_floor=0)
+    room = -(-49 // tiles) * tiles * 400 * 400
+    if room < 2816 * 2816:
+        with pytest.raises(DeviceError, match="the gru does not fit on the chip"):
+            workload_timing(parse_workload("gru:2816:3"), device)
+        return
+    timing = workload_timing(parse_workload("gru:2816:3"), device)
+    steps = 3 * 6 * -(-49 // tiles) * device.cycles_per_mvm
+    assert timing.losses["useful"] == -(-timing.macs // device.macs_per_cycle) <= steps
+    assert timing.losses["useful"] + timing.losses["padding"] == steps
+
+
+@pytest.mark.parametrize("text", ["lstm:999999:9", "gemv:999999:999999", "mlp:999999-999999-5"])
+def test_what_is_far_too_large_says_so_and_not_that_a_field_is_too_narrow(text):
+    with pytest.raises(DeviceError, match="does not fit on the chip: device 'bw_s10' holds 306 native tiles"):
+        workload_timing(parse_workload(text), get_device("bw_s10"))
 
 
 @pytest.mark.parametrize("key", ["bw_s10", "bw_a10", "bw_s5", "systolic_16x16_os", "intel_4t120d40l"])
