@@ -236,6 +236,7 @@ def test_every_cycle_has_a_name(parts, device):
     assert sum(timing.losses.values()) == timing.cycles
     assert set(timing.losses) == set(simulation.CYCLES)
     assert min(timing.losses.values()) >= 0
+    assert timing.losses["idle"] == 0  # the remainder: the sum alone would always be right
     assert timing.cycles == max([row.end for row in timing.chains], default=0)
     assert timing.stepped_cycles == timing.cycles
 
