@@ -47,6 +47,8 @@ _CODE = re.compile(rf"(?:{_QUOTED}|[^#])*")  # a line up to its comment
 _HEADER = re.compile(rf"(?:block\s*(?P<name>{_QUOTED})?\s*)?(?:repeat\s+(?P<repeat>[0-9]+)\s*)?"
                      r"(?:macs\s+(?P<macs>[0-9]+)\s*)?\{")  # fmt: skip
 _WORD = re.compile(r"\S+")
+#: The least number that no word holds.
+_BEYOND = 1 << WORD_BITS
 
 
 _TITLE = f"""\
@@ -102,10 +104,14 @@ def _header(text: str, line: int, column: int) -> Block:
         name = json.loads(found["name"]) if found["name"] else ""
     except json.JSONDecodeError as error:
         _refuse(line, column, f"the name {found['name']} is no JSON string: {error.msg}")
-    repeat = int(found["repeat"] or 1)
-    if repeat < 1:
+    counts = {key: _whole(found[key]) for key in ("repeat", "macs") if found[key]}
+    for key, count in counts.items():
+        if count is None or count >= _BEYOND:
+            _refuse(line, column, f"{key} {_short(found[key])} does not fit in {WORD_BITS} bits")
+    repeat = counts.get("repeat", 1)
+    if not repeat:
         _refuse(line, column, f"repeat {repeat}; 1 or more would do")
-    return Block((), repeat, name, int(found["macs"]) if found["macs"] else None)
+    return Block((), repeat, name, counts.get("macs"))
 
 
 def _word(line: str, number: int) -> int:
@@ -113,8 +119,8 @@ def _word(line: str, number: int) -> int:
     first, *rest = _WORD.finditer(line)
     if first[0][0].isdigit() and not rest:
         word = _whole(first[0])
-        if word is None or word >= 1 << WORD_BITS:
-            _refuse(number, first.start() + 1, f"{first[0]} is no word of {WORD_BITS} bits")
+        if word is None or word >= _BEYOND:
+            _refuse(number, first.start() + 1, f"{_short(first[0])} is no word of {WORD_BITS} bits")
         return word
     if first[0] not in MNEMONICS:
         _refuse(number, first.start() + 1, f"no instruction {first[0]!r}; there are {', '.join(MNEMONICS)}")
@@ -141,10 +147,10 @@ def _word(line: str, number: int) -> int:
             wanted = "a whole number"
             if isinstance(field.kind, enum.EnumType):
                 wanted = ", ".join(member.lower() for member in field.kind.__members__)
-            _refuse(number, column, f"{cls.mnemonic}.{field.name}={text} will not do; {wanted} would")
+            _refuse(number, column, f"{cls.mnemonic}.{field.name}={_short(text)} will not do; {wanted} would")
         values[field.name] = value
         if value >= 1 << field.width:
-            _refuse(number, column, f"{cls.mnemonic}.{field.name}={text} does not fit in {field.width} bits")
+            _refuse(number, column, f"{cls.mnemonic}.{field.name}={_short(text)} does not fit in {field.width} bits")
     return encode(cls(**values))
 
 
@@ -163,10 +169,18 @@ def _value(text: str, kind: object, register: int | None) -> int | None:
 
 
 def _whole(text: str) -> int | None:
-    """The number that decimal or hexadecimal digits are; None for other text."""
+    """The number that decimal or hexadecimal digits are, `_BEYOND` if it is larger; None for other text."""
     if re.fullmatch(r"[0-9]+|0x[0-9a-fA-F]+", text) is None:
         return None
-    return int(text, 16) if text.startswith("0x") else int(text)
+    base = 16 if text.startswith("0x") else 10
+    digits = text[2 if base == 16 else 0 :].lstrip("0") or "0"
+    # int() refuses thousands of digits, and so many are beyond any word.
+    return _BEYOND if len(digits) > len(str(_BEYOND)) else min(int(digits, base), _BEYOND)
+
+
+def _short(text: str) -> str:
+    """`text` as a message has it."""
+    return text if len(text) <= 40 else f"{text[:20]}…"
 
 
 def _refuse(line: int, column: int, what: str) -> NoReturn:

@@ -85,9 +85,19 @@ def test_bounds_of_a_clip_are_numbers_or_bits(text: str, bits: int) -> None:
     assert assemble(f"s_wr register=clip_low value={text}") == (Block((encode(SWr(Register.CLIP_LOW, bits)),)),)
 
 
+def test_zeros_before_a_number_do_not_count() -> None:
+    zeros = "0" * 5000
+    text = (
+        f"repeat {zeros}18446744073709551615 macs {zeros} {{\n{zeros}20\n0x{zeros}14\nv_rd mem=dram step_x={zeros}7\n}}"
+    )
+    words = (20, 20, encode(VRd(Mem.DRAM, step_x=7)))
+    assert assemble(text) == (Block(words, (1 << 64) - 1, macs=0),)
+
+
 MEMS = ", ".join(mem.name.lower() for mem in Mem)
 NAMES = ", ".join(cls.mnemonic for cls in INSTRUCTIONS.values())
 FIELDS = "; its fields are mem, address, step_x, step_y"
+NINES = "9" * 5000  # more digits than Python converts
 OPEN = 'opens no block; block "name" repeat 3 macs 1000 { would'
 
 
@@ -112,6 +122,14 @@ OPEN = 'opens no block; block "name" repeat 3 macs 1000 { would'
         ("s_wr register=rows", "1, column 1: s_wr.value is missing"),
         ("0x10000000000000000", "1, column 1: 0x10000000000000000 is no word of 64 bits"),
         ("1x", "1, column 1: 1x is no word of 64 bits"),
+        (NINES, "1, column 1: 99999999999999999999… is no word of 64 bits"),
+        (f"0x{NINES}", "1, column 1: 0x999999999999999999… is no word of 64 bits"),
+        (f"mv_mul address={NINES}", "1, column 16: mv_mul.address=99999999999999999999… does not fit in 24 bits"),
+        (f"mv_mul address={NINES}x", "1, column 16: mv_mul.address=99999999999999999999… will not do; a whole number "
+         "would"),
+        (f"repeat {NINES} {{", "1, column 1: repeat 99999999999999999999… does not fit in 64 bits"),
+        (f"macs {NINES} {{", "1, column 1: macs 99999999999999999999… does not fit in 64 bits"),
+        ("repeat 18446744073709551616 {", "1, column 1: repeat 18446744073709551616 does not fit in 64 bits"),
         ("end_chain\n }", "2, column 2: there is no block for } to close"),
         ("\nrepeat 3 {\nend_chain", "2, column 1: the block is never closed; a line } would do"),
         ("repeat 3 {\nrepeat 2 {", "2, column 1: blocks do not nest; the one of line 1 is still open"),
