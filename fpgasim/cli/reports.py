@@ -104,13 +104,15 @@ def sweep(
 
     from fpgasim.report.layers import to_csv
     from fpgasim.report.roofline import check_picture
-    from fpgasim.report.sweep import draw_pareto, sweep as run_sweep
+    from fpgasim.report.sweep import draw_pareto, sweep as run_sweep, swept
     from fpgasim.report.text import milliseconds, share, table
 
     if plot is not None:
         check_picture(plot)
+    keys = formats.split(",")
+    swept(device, keys)
     graph = open_model(model, None)
-    rows = run_sweep(graph, device, formats.split(","), {name: values for name, values in axes.items() if values})
+    rows = run_sweep(graph, device, keys, {name: values for name, values in axes.items() if values})
     if csv_ is not None:
         write(csv_, to_csv(rows))
     if plot is not None:
@@ -130,13 +132,19 @@ def sweep(
             "-" if row.total_ms is None else milliseconds(row.total_ms / 1e3),
             "-" if row.utilization is None else share(row.utilization),
             "-" if row.alms is None else f"{row.alms:,}",
+            "-" if row.m20ks is None else f"{row.m20ks:,}",
             "-" if row.dsps is None else f"{row.dsps:,}",
+            f"{row.area:,.0f}" if row.complete else "-",
             row.note,
         )
         for row in rows
     ]
-    headers = ("", "format", ">N", ">L", ">T", ">GB/s", ">MHz", ">ms", ">utilization", ">ALMs", ">DSPs", "note")
-    show(table(headers, cells), "", "* no other is both as quick and as small; areas are estimates")
+    sizes, figures = (">N", ">L", ">T", ">GB/s", ">MHz"), (">ms", ">utilization", ">ALMs", ">M20Ks", ">DSPs", ">area")
+    show(
+        table(("", "format", *sizes, *figures, "note"), cells),
+        "",
+        "* no other is both as quick and as small; areas are estimates, in ALMs, of which an M20K counts 40, a DSP 30",
+    )
 
 
 def write(path: str, text: str) -> None:

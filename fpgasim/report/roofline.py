@@ -7,6 +7,7 @@ from pathlib import Path
 from fpgasim.errors import InputError
 from fpgasim.npu import Device
 from fpgasim.report.layers import LayerRow
+from fpgasim.report.text import plural
 
 SUFFIXES = (".png", ".svg")
 
@@ -46,10 +47,10 @@ def draw_roofline(rows: list[LayerRow], device: Device, path: str | Path) -> Non
     axes.loglog(line, [attainable(device, x) / 1e9 for x in line], color="black", linewidth=1.5)
     axes.scatter(intensities, [y / 1e9 for _, y in dots], s=18, alpha=0.7, color="tab:blue", zorder=3)
     axes.set_xlabel("multiply-accumulates per byte of DRAM")
-    axes.set_ylabel("10⁹ multiply-accumulates per second")
+    axes.set_ylabel("10⁹ multiply-accumulates per second\n(of work or weight transfer, whichever takes a layer longer)")
     rate = device.dram_bytes_per_s * device.dram_efficiency / 1e9
     peak = device.macs_per_cycle * device.clock_hz / 1e9
-    axes.set_title(f"{device.name}: {peak:,.0f} GMAC/s, {rate:.1f} GB/s, {len(dots)} layers", fontsize=10)
+    axes.set_title(f"{device.name}: {peak:,.0f} GMAC/s, {rate:.1f} GB/s, {plural(len(dots), 'layer')}", fontsize=10)
     axes.grid(True, which="both", linewidth=0.3)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import fpgasim
-from fpgasim.errors import FpgasimError, InputError
+from fpgasim.errors import DeviceError, FpgasimError, InputError
 from fpgasim.graph import Graph
 from fpgasim.npu import Device, get_device
 from fpgasim.npu.resources import estimate_resources
+from fpgasim.numerics import get_format
 from fpgasim.report.roofline import check_picture
 from fpgasim.runtime import plan_timing
 
@@ -28,10 +29,10 @@ AXES = {
 
 @dataclasses.dataclass(frozen=True)
 class SweepRow:
-    """One engine in one format. `note` says why there are no figures, if there are none.
+    """One engine in one format. `note` says why there are no figures, or no area, if there are none.
 
     `pareto` marks the rows that no other beats in both milliseconds and area (ALMs plus those that M20Ks and DSPs stand
-    for), among those with figures.
+    for), among those with both.
     """
 
     device: str
@@ -60,8 +61,16 @@ class SweepRow:
 
     @property
     def area(self) -> float:
-        """ALMs, with a block of memory and a DSP counted as the logic that takes their place on a Stratix 10."""
-        return (self.alms or 0) + 40 * (self.m20ks or 0) + 30 * (self.dsps or 0)
+        """ALMs, with a block of memory and a DSP counted as the logic that takes their place on a Stratix 10; infinite
+        without figures."""
+        if self.alms is None or self.m20ks is None or self.dsps is None:
+            return float("inf")
+        return self.alms + 40 * self.m20ks + 30 * self.dsps
+
+    @property
+    def complete(self) -> bool:
+        """Whether there are both a time and an area."""
+        return self.total_ms is not None and self.alms is not None
 
 
 def sweep(
@@ -69,28 +78,41 @@ def sweep(
 ) -> list[SweepRow]:
     """`graph` on every combination of `axes` (names as in `AXES`) from `device`, in each of `formats`.
 
-    A combination that is no device, or in which a format does not fit, keeps its row, with the reason in `note`.
-    Raises InputError for an axis that is none, UnknownNameError for a device.
+    A combination that is no device, or in which a format does not fit, keeps its row, with the reason in `note`; one
+    whose area cannot be estimated keeps its time. Raises InputError for an axis that is none, and as `swept` does.
     """
     for name in axes:
         if name not in AXES:
             raise InputError(f"no axis {name!r}; there are {', '.join(AXES)}")
-    base = get_device(device)
+    base = swept(device, formats)
     rows = [_row(graph, base, fmt, point) for fmt, point in itertools.product(formats, _points(axes))]
     return mark_pareto(rows)
+
+
+def swept(device: str | Device, formats: Sequence[str]) -> Device:
+    """The device to start from. Raises UnknownNameError for an unknown device or format, DeviceError for an engine that
+    is not of the kind matvec, whose sizes these are."""
+    base = get_device(device)
+    if base.engine != "matvec":
+        raise DeviceError(
+            f"device {base.name!r} is of the kind {base.engine}; a sweep starts from a matvec engine, such as bw_a10"
+        )
+    for fmt in formats:
+        get_format(fmt)
+    return base
 
 
 def mark_pareto(rows: Iterable[SweepRow]) -> list[SweepRow]:
     """The rows with `pareto` set: no other is as quick and as small, and better in one of the two."""
     given = list(rows)
-    with_figures = [row for row in given if row.total_ms is not None]
+    complete = [row for row in given if row.complete]
 
     def beaten(row: SweepRow) -> bool:
         mine = (row.time, row.area)
-        others = ((other.time, other.area) for other in with_figures)
+        others = ((other.time, other.area) for other in complete)
         return any(time <= mine[0] and area <= mine[1] and (time, area) != mine for time, area in others)
 
-    return [dataclasses.replace(row, pareto=row.total_ms is not None and not beaten(row)) for row in given]
+    return [dataclasses.replace(row, pareto=row.complete and not beaten(row)) for row in given]
 
 
 def _points(axes: Mapping[str, Sequence[float]]) -> Iterator[dict[str, float]]:
@@ -119,31 +141,32 @@ def _row(graph: Graph, base: Device, fmt: str, point: dict[str, float]) -> Sweep
         device = dataclasses.replace(base, name=name, **fields)
         plan = fpgasim.partition(graph, device, fmt, objective="coverage")
         timing = plan_timing(plan)
-        area = estimate_resources(device, plan.numbers.format)
     except FpgasimError as error:
         return dataclasses.replace(row, note=str(error))
-    return dataclasses.replace(
+    row = dataclasses.replace(
         row,
         fpga_mac_share=plan.fpga_mac_share,
         cycles=timing.cycles,
         ms=timing.milliseconds,
         total_ms=timing.total_ms,
         utilization=timing.utilization,
-        alms=area.alms,
-        m20ks=area.m20ks,
-        dsps=area.dsps,
     )
+    try:
+        area = estimate_resources(device, plan.numbers.format)
+    except FpgasimError as error:
+        return dataclasses.replace(row, note=str(error))
+    return dataclasses.replace(row, alms=area.alms, m20ks=area.m20ks, dsps=area.dsps)
 
 
 def draw_pareto(rows: list[SweepRow], title: str, path: str | Path) -> None:
     """Writes a picture of milliseconds over area, a dot for each row and a line through those that none beats.
 
-    Raises InputError for a file name that is no picture's, or where no row has figures.
+    Raises InputError for a file name that is no picture's, or where no row has both a time and an area.
     """
     check_picture(path)
-    shown = [row for row in rows if row.total_ms is not None]
+    shown = [row for row in rows if row.complete]
     if not shown:
-        raise InputError(f"none of the {len(rows)} combinations has figures; the first says: {rows[0].note}")
+        raise InputError(f"none of the {len(rows)} combinations has a time and an area; the first says: {rows[0].note}")
     import matplotlib
 
     matplotlib.use("Agg")

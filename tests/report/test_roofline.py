@@ -38,6 +38,15 @@ def test_the_picture_is_written_in_the_form_of_its_suffix(rows, tmp_path, name, 
     assert (tmp_path / name).read_bytes().startswith(magic)
 
 
+def test_the_picture_says_what_a_dot_s_time_is_and_how_many_there_are(rows, tmp_path):
+    some = [row for row in rows if row.macs and row.dram_bytes]
+    for name, shown, words in (("one.svg", some[:1], "GB/s, 1 layer "), ("all.svg", some, f"{len(some)} layers ")):
+        draw_roofline(shown, DEVICE, tmp_path / name)
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert words in text  # the text of a path stands in a comment
+        assert "work or weight transfer, whichever takes a layer longer" in text
+
+
 def test_layers_without_products_make_no_roofline(rows, tmp_path):
     pools = [dataclasses.replace(row, macs=0) for row in rows]
     with pytest.raises(InputError, match="no layer of the FPGA has products and weights"):

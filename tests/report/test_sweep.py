@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 import fpgasim as fs
-from fpgasim.errors import InputError
+from fpgasim.errors import DeviceError, InputError, UnknownNameError
 from fpgasim.report.sweep import draw_pareto, mark_pareto, sweep
 
 
@@ -53,8 +53,32 @@ def test_the_picture_is_drawn_and_one_without_figures_is_refused(rows, tmp_path)
     draw_pareto(rows, "title", tmp_path / "p.svg")
     assert (tmp_path / "p.svg").read_text().startswith("<?xml")
     without = [row for row in rows if row.total_ms is None]
-    with pytest.raises(InputError, match=r"none of the 8 combinations has figures; the first says: .*lanes=24"):
+    with pytest.raises(InputError, match=r"none of the 8 combinations has a time and an area; the first says: .*lanes=24"):
         draw_pareto(without, "title", tmp_path / "q.svg")
+
+
+def test_a_format_without_an_area_keeps_its_time_and_is_beside_the_front(rows):
+    (floats,) = sweep(fs.zoo.load("efficientnet_lite0"), "bw_a10", ["mxfp8_e4m3"], {})
+    assert floats.total_ms > 0
+    assert floats.utilization > 0
+    assert (floats.alms, floats.m20ks, floats.dsps, floats.area) == (None, None, None, float("inf"))
+    assert "'mxfp8_e4m3' has no integer elements" in floats.note
+    quick = dataclasses.replace(floats, total_ms=1e-9)  # quicker than all, of unknown size
+    assert [row.pareto for row in mark_pareto([*rows, quick])] == [*(row.pareto for row in rows), False]
+
+
+@pytest.mark.parametrize(
+    ("device", "formats", "error", "words"),
+    [
+        ("bw_a10", ["msfp16", "zz"], UnknownNameError, "no format 'zz'; there are msfp11"),
+        ("bw_zz", ["msfp16"], UnknownNameError, "no device 'bw_zz'"),
+        ("intel_npu_7t40d40l", ["msfp16"], DeviceError, "'intel_npu_7t40d40l' is of the kind overlay; a sweep starts"),
+        ("systolic_8x8_ws", ["msfp16"], DeviceError, "'systolic_8x8_ws' is of the kind systolic; a sweep starts"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_before_any_work(device, formats, error, words):
+    with pytest.raises(error, match=words):
+        sweep(None, device, formats, {"tiles": [4, 8]})  # the graph is not looked at
 
 
 def test_an_axis_that_is_none_is_refused():
