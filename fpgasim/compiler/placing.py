@@ -15,7 +15,7 @@ from fpgasim.compiler.striping import Run, stripes_of
 from fpgasim.compiler.tasks import WINDOWED, Constants, Task, Tensor, readers_halo
 from fpgasim.errors import CompileError
 from fpgasim.npu.device import Device
-from fpgasim.npu.isa import MAX_MFUS, Mem, addsub_vrf, multiply_vrf
+from fpgasim.npu.isa import Mem, addsub_vrf, multiply_vrf
 from fpgasim.npu.programs import depth
 
 #: The most layers that are tried as one run.
@@ -400,7 +400,7 @@ def pinned_vectors(device: Device, constants: Constants, tasks: Sequence[Task]) 
     """
     found = {}
     temporary = {mem for task in tasks for mem in task.temporaries()}
-    for mfu in range(min(device.mfus, MAX_MFUS)):
+    for mfu in range(device.mfus):
         for mem in (addsub_vrf(mfu), multiply_vrf(mfu)):
             room = depth(device, mem)
             if mem in temporary:

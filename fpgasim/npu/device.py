@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 from fpgasim.errors import DeviceError, UnknownNameError
 from fpgasim.kernels.contract import Accumulator, Order, Pointwise, get_accumulator, get_order, get_pointwise
+from fpgasim.npu.isa import MAX_MFUS
 from fpgasim.npu.systolic import DATAFLOWS, Dataflow
 from fpgasim.numerics import WHOLE, BlockFormat, get_format
 
@@ -33,7 +34,8 @@ class Device:
     """One engine, its memory, its link to the host and the numbers it computes in.
 
     `assumed` names the fields whose values nobody published; wherever they are printed, that is said.
-    Raises DeviceError naming a field that is out of range, UnknownNameError for an unknown name in one.
+    Raises DeviceError naming a field that is out of range, UnknownNameError for an unknown name in one, InputError for
+    a number in such a name that is out of range.
     """
 
     name: str
@@ -104,6 +106,8 @@ class Device:
     assumed: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise DeviceError(f"device name {self.name!r} must be a text")
         for name in ("native_dim", "lanes", "tiles", "mrf_tiles", "mfus", "clock_hz", "dram_burst_bytes"):
             self._whole(name, 1)
         for name in (
@@ -123,6 +127,8 @@ class Device:
             "external_latency",
             "loader_latency",
             "start_cycles",
+            "gru_floor",
+            "lstm_floor",
         ):
             self._whole(name, 0)
         for name in ("initial_vrf", "addsub_vrf", "multiply_vrf"):
@@ -145,6 +151,8 @@ class Device:
         ):
             if value not in known:
                 raise UnknownNameError(kind, value, known)
+        if self.engine == "matvec" and self.mfus > MAX_MFUS:
+            self._refuse("mfus", f"from 1 to {MAX_MFUS}, for which the instructions have register files")
         get_accumulator(self.accumulator), get_order(self.order), get_pointwise(self.pointwise)
         unknown = self.assumed - {f.name for f in described()}
         if unknown:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from fpgasim.errors import DeviceError, UnknownNameError
-from fpgasim.npu.device import Device, described
+from fpgasim.errors import DeviceError, InputError
+from fpgasim.npu.device import ENGINES, Device, described
 from fpgasim.npu.presets import DEVICES, get_device
 
 #: Keys of a file that are no described field.
@@ -35,24 +37,37 @@ def load_device(path: str | os.PathLike[str]) -> Device:
     try:
         start = None if base is None else _base(base)
         hints = get_type_hints(Device)
-        values: dict[str, Any] = {key: _typed(value, hints[key]) for key, value in given.items()}
+        values: dict[str, Any] = {key: _typed(key, value, hints[key]) for key, value in given.items()}
         if start is None:
             return _whole(name, values)
-        fields = {f.name for f in described(values.get("engine", start.engine))}
+        engine = values.get("engine", start.engine)
+        _refuse_others(values, engine)
+        fields = {f.name for f in described(engine)}
         new = fields - {f.name for f in described(start.engine)}
         assumed = (start.assumed | new) & fields - values.keys()
         return dataclasses.replace(start, name=name, **values, assumed=frozenset(assumed))
-    except (DeviceError, UnknownNameError) as error:
+    except (DeviceError, InputError) as error:
         raise DeviceError(f"{where}: {error}") from error
 
 
 def _whole(name: str, values: dict[str, Any]) -> Device:
-    """A device without a base."""
+    """A device without a base, which gives also those of the fields without a default that its engine has not."""
     needed = [f.name for f in described() if f.default is dataclasses.MISSING]
     if lacking := [key for key in needed if key not in values]:
         raise DeviceError(f"{', '.join(lacking)} must be given, or a base that has them, as in base: bw_a10")
-    fields = {f.name for f in described(values.get("engine", "matvec"))}
+    engine = values.get("engine", "matvec")
+    _refuse_others({key: value for key, value in values.items() if key not in needed}, engine)
+    fields = {f.name for f in described(engine)}
     return Device(name, **values, assumed=frozenset(fields - values.keys()))
+
+
+def _refuse_others(values: Mapping[str, object], engine: str) -> None:
+    """Refuses what only other engines have: it would do nothing."""
+    for f in described():
+        if f.name in values and engine in ENGINES and engine not in f.metadata["engines"]:
+            others = " and ".join(f.metadata["engines"])
+            raise DeviceError(f"{f.name}={values[f.name]!r} is of {others} engines, and this one is {engine}; leave it "
+                              f"out or give engine: {f.metadata['engines'][0]}")  # fmt: skip
 
 
 def _base(base: object) -> Device:
@@ -61,9 +76,12 @@ def _base(base: object) -> Device:
     return get_device(base)
 
 
-def _typed(value: object, kind: object) -> object:
+def _typed(key: str, value: object, kind: object) -> object:
     """`value` as Device has it: YAML reads 300e6 as a text and 3.0e+8 as a fraction, which are whole here."""
     if kind not in (int, float):
+        if not isinstance(value, str):
+            hint = " (YAML reads yes and on as true, no and off as false)" if isinstance(value, bool) else ""
+            raise DeviceError(f"{key}={value!r}{hint} must be a name")
         return value
     if isinstance(value, str):
         try:
@@ -89,7 +107,12 @@ def _mapping(path: Path, where: str) -> dict[str, Any]:
                 raise DeviceError(f"{where}: key {key!r} is given twice; once would do")
             if not isinstance(value_node, yaml.ScalarNode):
                 raise DeviceError(f"{where}: {key} must be one value")
-            found[key] = loader.construct_object(value_node)
+            try:
+                found[key] = loader.construct_object(value_node)
+            except (yaml.YAMLError, ValueError, AttributeError, KeyError) as error:  # yaml raises all of these
+                kind = value_node.tag.removeprefix("tag:yaml.org,2002:")
+                raise DeviceError(f"{where}: {key}={reprlib.repr(value_node.value)} is no YAML {kind}; a value as in "
+                                  "`lanes: 16` would do") from error  # fmt: skip
     except OSError as error:
         raise DeviceError(f"{where}: {error.strerror}; give the path of a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:

@@ -57,6 +57,9 @@ def test_a_device_passes_through_and_an_unknown_name_lists_those_there_are():
         ("tiles", -1, "a whole number from 1 up"),
         ("tiles", True, "a whole number from 1 up"),
         ("mfus", 0, "a whole number from 1 up"),
+        ("mfus", 5, "from 1 to 4, for which the instructions have register files"),
+        ("gru_floor", -1, "a whole number from 0 up"),
+        ("lstm_floor", "x", "a whole number from 0 up"),
         ("mrf_tiles", 0, "a whole number from 1 up"),
         ("clock_hz", 0, "a whole number from 1 up"),
         ("mvm_latency", -1, "a whole number from 0 up"),
@@ -96,6 +99,16 @@ def test_the_key_of_an_array_says_its_size_and_what_lies_still():
 def test_the_key_of_no_array_is_refused_with_the_form_of_one(key):
     with pytest.raises(UnknownNameError, match=r"systolic_RxC_\(os\|ws\|is\)"):
         get_device(key)
+
+
+def test_a_name_that_is_no_text_is_refused():
+    with pytest.raises(DeviceError, match=r"^device name 5 must be a text$"):
+        dataclasses.replace(A10, name=5)
+
+
+def test_engines_without_instructions_have_any_number_of_mfus():
+    assert dataclasses.replace(get_device("systolic_16x16_ws"), mfus=5).mfus == 5
+    assert dataclasses.replace(get_device("intel_4t120d40l"), mfus=5).mfus == 5
 
 
 def test_an_array_without_rows_is_refused():

@@ -13,6 +13,8 @@ from fpgasim.npu.device import described
 from fpgasim.npu.workloads import parse_workload, workload_timing
 
 A10 = get_device("bw_a10")
+#: All that has no default.
+WHOLE = "native_dim: 64\nlanes: 8\ntiles: 2\nmrf_tiles: 99\nmfus: 1\nclock_hz: 1.0e+8\nmvm_latency: 20\n"
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/mine.yaml"
 
 
@@ -35,10 +37,11 @@ def test_a_file_changes_what_it_gives_and_keeps_the_rest_of_its_base():
 
 
 def test_a_file_without_a_base_gives_what_has_no_default_and_assumes_the_rest(file):
-    fields = "native_dim: 64\nlanes: 8\ntiles: 2\nmrf_tiles: 99\nmfus: 1\nclock_hz: 1.0e+8\nmvm_latency: 20\n"
-    device = load_device(file(fields))
+    device = load_device(file(WHOLE))
     assert (device.name, device.native_dim, device.clock_hz) == ("file", 64, 100_000_000)
-    assert device.assumed == {f.name for f in described("matvec")} - {line.split(":")[0] for line in fields.split()}
+    assert device.assumed == {f.name for f in described("matvec")} - {line.split(":")[0] for line in WHOLE.split()}
+    array = load_device(file(f"{WHOLE}engine: systolic\narray_rows: 8\n"))
+    assert (array.engine, array.array_rows, array.lanes) == ("systolic", 8, 8)
 
 
 def test_an_engine_that_is_another_than_the_base_s_brings_its_own_assumed_fields(file):
@@ -61,6 +64,19 @@ def test_an_engine_that_is_another_than_the_base_s_brings_its_own_assumed_fields
         ("base: bw_a10\nlaunch_s: .nan\n", "launch_s=nan must be a finite time, 0 or more"),
         ("base: bw_a10\nhazard: none\n", "no hazard rule 'none'; there are in_order, data"),
         ("base: bw_a10\naccumulator: fp8\n", "accumulator"),
+        ("base: bw_a10\nhazard: yes\n", "hazard=True (YAML reads yes and on as true, no and off as false) must be a"),
+        ("base: bw_a10\nengine: 5\n", "engine=5 must be a name"),
+        ("base: bw_a10\nengine: odd\narray_rows: 4\n", "no engine 'odd'; there are matvec, systolic, overlay"),
+        ("base: bw_a10\npointwise:\n", "pointwise=None must be a name"),
+        ("base: bw_a10\norder: tree(0)\n", "order tree(0): 0 engines will not do; 1 to 1024 would"),
+        ("base: bw_a10\naccumulator: fixed(99,3,wrap)\n", "accumulator fixed(99,3,wrap): 99 bits will not do"),
+        ("base: bw_a10\nmfus: 5\n", "mfus=5 must be from 1 to 4"),
+        ("base: bw_a10\narray_rows: 4\n", "array_rows=4 is of systolic engines, and this one is matvec; leave it out"),
+        ("base: bw_a10\nengine: overlay\nqueue_chains: 4\n", "queue_chains=4 is of matvec engines, and this one is ov"),
+        ("base: bw_a10\nengine: systolic\nlanes: 4\n", "lanes=4 is of matvec and overlay engines, and this one is sys"),
+        ("base: systolic_4x4_ws\ntiles: 4\n", "or give engine: matvec"),
+        (f"{WHOLE}engine: systolic\ncores: 2\n", "cores=2 is of overlay engines, and this one is systolic"),
+        (f"{WHOLE}array_rows: 2\n", "array_rows=2 is of systolic engines, and this one is matvec"),
         ("base: bw_a10\ntiles: [8]\n", "tiles must be one value"),
         ("base: bw_a10\ntiles: 8\ntiles: 9\n", "key 'tiles' is given twice"),
         ("base: bw_z\n", "no device 'bw_z'; there are bw_s5"),
@@ -73,7 +89,11 @@ def test_an_engine_that_is_another_than_the_base_s_brings_its_own_assumed_fields
         ("lanes: {", "is no YAML"),
         (b"\xff\xfe\x00", "is no YAML"),
         ("lanes: !!python/name:os.system\n", "is no YAML"),
-        ("clock_hz: 2020-02-31\n", "is no YAML"),
+        ("clock_hz: 2020-02-31\n", "clock_hz='2020-02-31' is no YAML timestamp; a value as in `lanes: 16` would do"),
+        ("lanes: !!timestamp abc\n", "lanes='abc' is no YAML timestamp"),
+        ("lanes: !!bool abc\n", "lanes='abc' is no YAML bool"),
+        ("lanes: !!int abc\n", "lanes='abc' is no YAML int"),
+        (f"lanes: {'9' * 5000}\n", "lanes='999999999999...9999999999999' is no YAML int"),
         ("clock_hz: .inf\nbase: bw_a10\n", "clock_hz=inf must be a whole number"),
     ],
 )
