@@ -167,8 +167,9 @@ int32_t fs_bytes_fit(const fs_conv *c, int32_t layout, const fs_range *x, const 
   const int32_t bits = layout == FS_WORDS ? 31 : 22;
   const double bound = (double)x->largest * (double)w->largest * (double)c->block;
   if (bound >= fs_power(bits)) return FS_BYTES_NOT;
-  const int empty = x->low > x->high || w->low > w->high; /* all terms are zero */
-  const int32_t low = empty ? 0 : x->low + w->low, high = empty ? 0 : x->high + w->high, w_high = empty ? 0 : w->high;
+  const int no_weight = w->low > w->high, empty = x->low > x->high || no_weight; /* all terms are zero */
+  const int32_t low = empty ? 0 : x->low + w->low, high = empty ? 0 : x->high + w->high;
+  const int32_t w_high = no_weight ? 0 : w->high; /* a zero, too, is scaled by its weight's power on the way */
   if (!empty && (x->low < -126 || x->high > 120 || w->low < -126)) return FS_BYTES_NOT;
   if (w_high > 125 - bits || low < -126 || high > 127 - bits) return FS_BYTES_NOT;
   if (c->accumulator == FS_SUM_FP32) return w->aligned ? FS_BYTES_ALIGNED : FS_BYTES_FP32;

@@ -45,6 +45,23 @@ def test_conv2d_is_the_reference_for_every_format(
         assert same_bits(kernels.conv2d(x, w, WINDOW, 1, accumulator, order, 1), expected)
 
 
+@pytest.mark.parametrize("accumulator", ACCUMULATORS)
+@pytest.mark.parametrize("fmt", ["msfp16", "mxint8", "mxfp4_e2m1"])
+@pytest.mark.parametrize("size", [1e30, 1e36, 3e38])
+def test_zeros_times_the_largest_weights_are_zero(
+    kernels: Backend, fmt: str, accumulator: Any, size: float, blocked: Any, same_bits: Any
+) -> None:
+    """Nothing on the way may overflow, where all activations are zero and where a window sees only padding."""
+    numbers = CATALOGUE[fmt]
+    w = blocked(np.full((3, 2, 2, 40), size, np.float32), numbers)
+    for value, window in ((0.0, WINDOW), (1e-30, Window((2, 2), stride=(4, 4), pads=(2, 2, 2, 2)))):
+        x = blocked(np.full((1, 4, 4, 40), value, np.float32), numbers)
+        window = Window((2, 2), window.stride, window.pads)
+        expected = reference.conv2d(x, w, window, 1, accumulator, "khwc", 1)
+        assert same_bits(kernels.conv2d(x, w, window, 1, accumulator, "khwc", 1), expected)
+        assert value or not expected.any()
+
+
 MIXED = [
     ("msfp16", "msfp12"),
     ("fp16_bfp", "msfp14"),
