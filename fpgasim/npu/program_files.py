@@ -37,11 +37,15 @@ _GROUP = 8
 
 
 def save(program: Program, path: str | os.PathLike[str]) -> None:
-    """Writes `program` to `path`. Raises ProgramError where that cannot be done.
+    """Writes `program` to `path`. Raises ProgramError where that cannot be done, InputError for what is no path.
 
-    The same program makes the same bytes. A file that is there already is replaced whole or stays.
+    The same program makes the same bytes. A file that is there already is replaced whole or stays; what is there and no
+    regular file, as a folder or a device, stays.
     """
     target = os.path.abspath(_decoded(path))
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise ProgramError(f"program file {target!r} cannot be written: it is there and no regular file; another path "
+                           "would do")  # fmt: skip
     body = b"".join(
         (
             *(np.array(block.words, "<u8").tobytes() for block in program.blocks),
@@ -73,7 +77,7 @@ def load(path: str | os.PathLike[str]) -> Program:
     """The program in `path`.
 
     Raises ProgramError for a file that cannot be read, is no program, is of another version, is cut off or whose
-    checksum is wrong.
+    checksum is wrong, InputError for what is no path.
     """
     path = _decoded(path)
     where = f"program file {path!r}"
@@ -98,16 +102,21 @@ def load(path: str | os.PathLike[str]) -> Program:
         raise ProgramError(f"{where} is damaged: its checksum is wrong")
     try:
         return _program(json.loads(bytes(rest[:head_bytes])), rest[head_bytes:])
-    except (FpgasimError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except (
+        FpgasimError, KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError,
+    ) as error:  # fmt: skip
         message = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ProgramError(f"{where} is damaged: {message}") from error
 
 
 def _decoded(path: str | os.PathLike[str]) -> str:
     try:
-        return os.fsdecode(path)
+        decoded = os.fsdecode(path)
     except TypeError:
         raise InputError(f"path={path!r} is no path; a str or a pathlib.Path would do") from None
+    if "\0" in decoded:
+        raise InputError(f"path={decoded!r} is no path; one without a null character would do")
+    return decoded
 
 
 def _facts(program: Program) -> dict[str, Any]:

@@ -109,18 +109,33 @@ class Program:
 
     def __post_init__(self) -> None:
         n, block = self.device.native_dim, self.numbers.format.block
+        if not isinstance(self.name, str):
+            raise ProgramError(f"program name {self.name!r} must be a text")
         if not block or n % block:
             self._refuse(f"format {self.numbers.format.name} has blocks of {block}, which do not divide the native "
                          f"dimension {n}")  # fmt: skip
         for i, run in enumerate(self.blocks):
-            if run.repeat < 1:
-                self._refuse(f"block {i}: repeat={run.repeat} must be 1 or more")
+            if not isinstance(run.name, str):
+                self._refuse(f"block {i}: name={run.name!r} must be a text")
+            if not _is_whole(run.repeat, 1):
+                self._refuse(f"block {i}: repeat={run.repeat!r} must be a whole number from 1 up")
+            if run.macs is not None and not _is_whole(run.macs, 0):
+                self._refuse(f"block {i}: macs={run.macs!r} must be a whole number from 0 up, or None")
             if not all(0 <= word < 1 << WORD_BITS for word in run.words):
                 self._refuse(f"block {i}: a word does not fit in {WORD_BITS} bits")
         for port in (*self.inputs, *self.outputs):
-            if not port.shape or min(port.shape) < 1:
-                self._refuse(f"port {port.name!r}: shape {port.shape} has a size below 1 or none")
-            if len(port.halo) != 4 or min(port.halo) < 0 or (any(port.halo) and len(port.shape) != 4):
+            if not isinstance(port.name, str):
+                self._refuse(f"port name {port.name!r} must be a text")
+            if not isinstance(port.packed, bool):
+                self._refuse(f"port {port.name!r}: packed={port.packed!r} must be true or false")
+            if not port.shape or not all(_is_whole(size, 1) for size in port.shape):
+                self._refuse(f"port {port.name!r}: shape {port.shape} has a size that is no whole number from 1 up, or "
+                             "none")  # fmt: skip
+            if (
+                len(port.halo) != 4
+                or not all(_is_whole(width, 0) for width in port.halo)
+                or (any(port.halo) and len(port.shape) != 4)
+            ):
                 self._refuse(f"port {port.name!r}: halo {port.halo} does not go with shape {port.shape}; four widths "
                              "from 0 up around (N, C, H, W) would")  # fmt: skip
         for mem, vectors in self.vectors.items():
@@ -164,6 +179,11 @@ class Program:
 
     def _refuse(self, what: str) -> None:
         raise ProgramError(f"program {self.name!r}: {what}")
+
+
+def _is_whole(value: object, low: int) -> bool:
+    """Whether `value` is an int from `low` up."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
 def depth(device: Device, mem: Mem) -> int:

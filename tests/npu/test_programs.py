@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,9 @@ def example(numbers: Numbers, tiles: int = 11) -> Program:
         (Port("x", (3, N)),),
         (Port("y", (1, N, 2, 2), halo=(1, 2, 3, 4)), Port("z", (4, 5), packed=True)),
     )
+
+
+WORDS = sum(len(block.words) for block in example(NUMBERS["brainwave"], 1).blocks)
 
 
 def bits(array: np.ndarray[Any, Any]) -> tuple[Any, ...]:
@@ -140,6 +144,12 @@ def test_a_file_of_another_version_a_cut_one_and_a_changed_one_are_refused(tmp_p
     [
         ({"device": None}, "is damaged: 'NoneType' object is not a mapping"),
         ({"name": ...}, "is damaged: lacks 'name'"),
+        ({"name": 5}, "is damaged: program name 5 must be a text"),
+        (
+            {"blocks": [{"words": WORDS, "macs": "x"}]},
+            "is damaged: program 'example': block 0: macs='x' must be a whole",
+        ),
+        ({"blocks": [{"words": WORDS, "repeat": 1.5}]}, "is damaged: program 'example': block 0: repeat=1.5 must be a"),
         (
             {"blocks": [{"words": 10**6, "repeat": 1, "name": ""}]},
             "is damaged: its head speaks of 8000000 bytes where ",
@@ -164,12 +174,35 @@ def test_a_head_that_says_what_cannot_be_is_refused(change: dict[str, Any], mess
     assert refused(path).startswith(message)
 
 
+def test_a_head_of_lists_in_lists_is_refused(tmp_path: Path) -> None:
+    head = b"[" * 100_000 + b"]" * 100_000
+    (tmp_path / "a").write_bytes(HEAD.pack(b"fpgaprog", 1, len(head), 0, hashlib.sha256(head).digest()) + head)
+    assert refused(tmp_path / "a").startswith("is damaged: maximum recursion depth exceeded")
+
+
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     made = program(NUMBERS["fp32"])
     with pytest.raises(ProgramError, match="cannot be written: No such file or directory"):
         made.save(tmp_path / "nowhere" / "a")
     with pytest.raises(InputError, match=r"path=3 is no path; a str or a pathlib.Path would do"):
         made.save(3)  # type: ignore[arg-type]
+    for use in (made.save, Program.load):
+        with pytest.raises(InputError, match=r"path='a\\x00b' is no path; one without a null character would do"):
+            use("a\0b")
+
+
+def test_what_is_no_regular_file_stays(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.iterdir())
+    for path in before:
+        with pytest.raises(ProgramError) as error:
+            program(NUMBERS["fp32"]).save(path)
+        assert str(error.value) == (
+            f"program file {str(path)!r} cannot be written: it is there and no regular file; another path would do"
+        )
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "pipe").is_fifo()
 
 
 BRAINWAVE = NUMBERS["brainwave"]
@@ -185,18 +218,33 @@ def many_tiles(count: int) -> Operand:
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"blocks": (Block((), 0),)}, "block 0: repeat=0 must be 1 or more"),
+        *(
+            ({"blocks": (Block((), repeat),)}, f"block 0: repeat={repeat!r} must be a whole number from 1 up")
+            for repeat in (0, 1.5, True, "x")
+        ),
+        *(
+            ({"blocks": (Block((), macs=macs),)}, f"block 0: macs={macs!r} must be a whole number from 0 up, or None")
+            for macs in (-1, 2.0, "x")
+        ),
+        ({"blocks": (Block((), name=5),)}, "block 0: name=5 must be a text"),
+        ({"inputs": (Port(5, (1, 5)),)}, "port name 5 must be a text"),
+        ({"inputs": (Port("x", (1, 5), "x"),)}, "port 'x': packed='x' must be true or false"),
         ({"blocks": (Block((1 << 64,)),)}, "block 0: a word does not fit in 64 bits"),
-        ({"inputs": (Port("x", (2, 0)),)}, "port 'x': shape (2, 0) has a size below 1 or none"),
+        *(
+            (
+                {"outputs": (Port("y", shape),)},
+                f"port 'y': shape {shape} has a size that is no whole number from 1 up, or none",
+            )
+            for shape in ((2, 0), (2.0, 1), (True, 1), ("x",), ())
+        ),
         *(
             (
                 {"inputs": (Port("x", shape, True, halo),)},
                 f"port 'x': halo {halo} does not go with shape {shape}; four widths from 0 up around (N, C, H, W) "
                 "would",
             )
-            for shape, halo in (((2, 5), (1, 0, 0, 0)), ((1, 1, 2, 2), (0, 0, -1, 0)))
+            for shape, halo in (((2, 5), (1, 0, 0, 0)), ((1, 1, 2, 2), (0, 0, -1, 0)), ((1, 1, 2, 2), (0, 0, 0, 0.5)))
         ),
-        ({"outputs": (Port("y", ()),)}, "port 'y': shape () has a size below 1 or none"),
         (
             {"numbers": dataclasses.replace(BRAINWAVE, format=CATALOGUE["bw_1s5e5m"])},
             "format bw_1s5e5m has blocks of 128, which do not divide the native dimension 32",
