@@ -156,14 +156,19 @@ def initial_state(program: Program, feeds: Mapping[str, npt.ArrayLike]) -> State
 
     Raises InputError for a feed that is missing, is not among the inputs or has another shape.
     """
+    if not isinstance(feeds, Mapping):
+        raise InputError(f"feeds is a {type(feeds).__name__}; a mapping from input name to array would do")
     n, pointwise = program.device.native_dim, program.numbers.pointwise
     names = [port.name for port in program.inputs]
-    for wrong in sorted(set(feeds) ^ set(names)):
+    for wrong in sorted(set(feeds) ^ set(names), key=str):
         what = "is missing" if wrong in names else "is no input"
         raise InputError(f"feed {wrong!r} {what}; program {program.name!r} takes {', '.join(names) or 'none'}")
     queued, saturated = [np.zeros((0, n), np.float32)], {}
     for port in program.inputs:
-        tensor = np.asarray(feeds[port.name])
+        try:
+            tensor = np.asarray(feeds[port.name])
+        except ValueError as error:
+            raise InputError(f"feed {port.name!r} is no array ({error}); numbers of {port.shape} would do") from error
         if tensor.shape != port.shape or tensor.dtype.kind not in "fiu":
             raise InputError(f"feed {port.name!r} is {tensor.dtype} of shape {tensor.shape}; numbers of {port.shape} "
                              "would do")  # fmt: skip

@@ -505,6 +505,13 @@ def test_a_program_that_does_not_fit_its_ports_is_refused(instructions: list[Ins
         ({}, "feed 'x' is missing; program 'by hand' takes x"),
         ({"x": np.zeros((4, 96)), "z": 0}, "feed 'z' is no input; program 'by hand' takes x"),
         ({"x": np.zeros((3, 96))}, "feed 'x' is float64 of shape (3, 96); numbers of (4, 96) would do"),
+        (None, "feeds is a NoneType; a mapping from input name to array would do"),
+        ({5: 0}, "feed 5 is no input; program 'by hand' takes x"),
+        (
+            {"x": [[1.0], [1.0, 2.0]]},
+            "feed 'x' is no array (setting an array element with a sequence. The requested array has an inhomogeneous "
+            "shape after 1 dimensions. The detected shape was (2,) + inhomogeneous part.); numbers of (4, 96) would do",
+        ),
         ({"x": np.zeros((4, 96), str)}, "feed 'x' is <U1 of shape (4, 96); numbers of (4, 96) would do"),
     ],
 )
