@@ -57,6 +57,11 @@ def emit(segment: Segment, *, weights: Weights = "auto", name: str = "segment") 
     cached = {mem: constants.vectors[mem] for mem, (_, stay) in pinned.items() if not stay}
     pins = {mem: count for mem, (count, _) in pinned.items()}
     specials = (0.0, -0.0, lowest(segment.numbers.pointwise))  # what halos hold and sums begin with
+    if tasks and segment.device.initial_vrf < len(specials):
+        raise CompileError(
+            f"layer {tasks[0].layer.name!r}: its constants take {len(specials)} vectors, and initial_vrf has "
+            f"{segment.device.initial_vrf}"
+        )
     pins[Mem.INITIAL_VRF] = len(specials)
     planner = Planner(segment.device, tasks, tensors, pins, sum(map(len, cached.values())))
     placed = planner.decide()

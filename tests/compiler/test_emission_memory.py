@@ -144,6 +144,7 @@ def test_operands_of_a_multiply_unit_are_brought_in_portions():
         (small(addsub_vrf=10), "pin", r"weights='pin': \d+ vectors of constants do not fit into addsub_vrf_0"),
         (small(initial_vrf=200), "pin", r"weights='pin': tensor '\w+' does not fit into initial_vrf"),
         (small(initial_vrf=60), "auto", r"layer '\w+': .* takes \d+ vectors, and initial_vrf has 60"),
+        (small(initial_vrf=2), "auto", r"layer 'n0': its constants take 3 vectors, and initial_vrf has 2"),
         (small(addsub_vrf=0), "auto", r"layer 'n\d+': a register file has no room for one vector of an operand"),
     ],
 )
@@ -151,6 +152,15 @@ def test_what_does_not_fit_is_named(device: Device, weights: str, message: str):
     segment = dataclasses.replace(segment_of(bottleneck(), small()), device=device)
     with pytest.raises(CompileError, match=message):
         emit(segment, weights=weights)
+
+
+def test_a_file_that_is_too_small_for_the_constants_is_named_with_a_layer():
+    net = Net(13)
+    net.op("Relu", net.op("Add", "x", "x"), output="result")
+    segment = segment_of(net.model((1, 20, 2, 2), "result"), small())
+    for depth in range(3):
+        with pytest.raises(CompileError, match=rf"layer 'n0': .* take 3 vectors, and initial_vrf has {depth}$"):
+            emit(dataclasses.replace(segment, device=small(initial_vrf=depth)))
 
 
 def test_wrong_settings_are_named():
