@@ -124,8 +124,8 @@ def conv2d(
     _one_of("layout", layout, ("NCHW", "NHWC"))
     _one_of("packing", packing, ("channel", "window"))
     x, w = (t if isinstance(t, BlockTensor) else _float32(t, name) for t, name in ((x, "x"), (w, "w")))
-    x_format = _format_of("x", x, format)
-    w_format = _format_of("w", w, format if weight_format is None else weight_format)
+    x_format = _format_of("x", x, format, isinstance(w, BlockTensor))
+    w_format = _format_of("w", w, *((format, False) if weight_format is None else (weight_format, True)))
     _finite_weights(w)
     w_shape = w.shape
     window, channels = _check_conv(x.shape, w_shape, layout, stride, padding, dilation, groups)
@@ -198,8 +198,14 @@ def _operand(x: Float32Array, axis: int, fmt: BlockFormat, rounding: Rounding, s
     return rows_operand(codes.reshape(shape), exponents.reshape(shape), fmt, x.shape[axis])
 
 
-def _format_of(name: str, tensor: npt.ArrayLike | BlockTensor, format: str | BlockFormat | None) -> BlockFormat:
+def _format_of(
+    name: str, tensor: npt.ArrayLike | BlockTensor, format: str | BlockFormat | None, its_own: bool
+) -> BlockFormat:
+    """The format of an operand. `its_own` says that `format` is for this one alone, so that it must not contradict."""
     if isinstance(tensor, BlockTensor):
+        if format is not None and get_format(format).with_block(tensor.format.block) != tensor.format and its_own:
+            raise InputError(f"{name} is a BlockTensor of {tensor.format.name}, and the format given is {format!r}; "
+                             "that format or none would do")  # fmt: skip
         return tensor.format
     if format is None:
         raise InputError(f"{name} is not quantized yet and no format is given; a format key or a BlockFormat would do")
@@ -255,11 +261,17 @@ def _pair(name: str, value: int | Sequence[int], low: int) -> tuple[int, int]:
     pair = tuple(value) if isinstance(value, Sequence | np.ndarray) else (value, value)
     if len(pair) != 2 or not all(_is_whole(v, low) for v in pair):
         raise InputError(f"{name}={value!r} will not do; a whole number from {low} up, or two, would")
+    if max(pair) >= 1 << 48:
+        raise InputError(f"{name}={value!r} will not do; numbers below 2**48 would")
     return int(pair[0]), int(pair[1])
 
 
 def _pads(value: int | Sequence[int]) -> tuple[int, int, int, int]:
-    if isinstance(value, Sequence | np.ndarray) and len(value) == 4 and all(_is_whole(v, 0) for v in value):
+    if (
+        isinstance(value, Sequence | np.ndarray)
+        and len(value) == 4
+        and all(_is_whole(v, 0) and v < 1 << 48 for v in value)
+    ):
         return int(value[0]), int(value[1]), int(value[2]), int(value[3])
     top, left = _pair("padding", value, 0)
     return top, left, top, left

@@ -339,3 +339,21 @@ def test_numbers_of_numpy_are_whole_numbers_too() -> None:
     two = np.int64(2)
     got = fs.conv2d(X, W, format="msfp16", stride=two, padding=np.array([1, 1]), dilation=[np.int32(1), 1])
     assert (got == fs.conv2d(X, W, format="msfp16", stride=2, padding=1)).all()
+
+
+def test_a_format_that_contradicts_both_operands_is_refused():
+    x, w = fs.quantize(X, "msfp16", axis=1), fs.quantize(W, "msfp16", axis=1)
+    assert (fs.conv2d(x, w, format="msfp16") == fs.conv2d(x, w, format=None)).all()
+    with pytest.raises(InputError, match="x is a BlockTensor of msfp16, and the format given is 'msfp12'"):
+        fs.conv2d(x, w, format="msfp12")
+    with pytest.raises(InputError, match="w is a BlockTensor of msfp16, and the format given is 'msfp12'"):
+        fs.conv2d(x, w, format="msfp16", weight_format="msfp12")
+    with pytest.raises(UnknownNameError, match="no format 'foo'"):
+        fs.conv2d(x, w, format="foo")
+    assert fs.conv2d(x, W, format="msfp12").shape == fs.conv2d(X, W, format="msfp12").shape
+
+
+@pytest.mark.parametrize("argument", ["stride", "dilation", "padding"])
+def test_a_window_beyond_what_an_index_holds_is_refused(argument):
+    with pytest.raises(InputError, match=rf"{argument}=100000000000000000000 will not do; numbers below 2\*\*48 would"):
+        fs.conv2d(X, W, format="msfp16", **{argument: 10**20})

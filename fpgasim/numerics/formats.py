@@ -48,8 +48,10 @@ class BlockFormat:
             if not condition:
                 raise FormatError(f"format {self.name!r}: {field}={getattr(self, field)} must be {wanted}")
 
+        require(isinstance(self.name, str), "name", "a text")
         for field in ("mantissa_bits", "exponent_bits", "block", "element_exponent_bits"):
             require(type(getattr(self, field)) is int, field, "a whole number")
+        require(type(self.element_max) in (int, float), "element_max", "a number")
         require(self.exponent_bits in (0, 5, 8), "exponent_bits", "5 or 8 (0 only for fp32)")
         require(0 <= self.block <= 1 << 16, "block", "between 1 and 65536, or WHOLE = 0")
         if self.is_fp32:
@@ -64,6 +66,8 @@ class BlockFormat:
                 2 - 2.0**-self.mantissa_bits, (1 << self.element_exponent_bits) - 2 + self.element_emin
             )
             require(0 < self.element_max <= largest, "element_max", f"the largest element value, at most {largest:g}")
+            step = math.ldexp(1.0, max(math.frexp(self.element_max)[1] - 1, self.element_emin) - self.mantissa_bits)
+            require(self.element_max % step == 0, "element_max", "a value of an element")
             require(self.exponent_bits == 8, "exponent_bits", "8 for float elements")
         else:
             require(1 <= self.mantissa_bits <= 15, "mantissa_bits", "between 1 and 15")

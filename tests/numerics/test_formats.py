@@ -81,6 +81,8 @@ def test_a_bad_field_of_an_integer_format_is_named(field: str, value: Any) -> No
         ("mantissa_bits", 4),
         ("element_max", 0.0),
         ("element_max", 481.0),
+        ("element_max", 439.0),
+        ("element_max", "x"),
         ("exponent_bits", 5),
     ],
 )
