@@ -162,13 +162,14 @@ def _simulate_workload(workload: Workload, device: str, batch: int | None, json_
 def validate(json_: bool) -> None:
     """Print every published figure beside what the models say; exit with 1 where one misses its bound."""
     from fpgasim.npu.references import REFERENCES
-    from fpgasim.report.validation import result_json, validate as results_of
+    from fpgasim.report.validation import result_json, steps_of_cells, validate as results_of
 
     results = results_of(REFERENCES)
     missed = [result for result in results if result.holds is False]
     if json_:
         rows = [result_json(result) for result in results]
-        click.echo(to_json({"provenance": provenance(), "missed": len(missed), "rows": rows}))
+        steps = [row._asdict() for row in steps_of_cells(results)[1]]
+        click.echo(to_json({"provenance": provenance(), "missed": len(missed), "rows": rows, "steps_of_cells": steps}))
     else:
         show(*_validation(results, len(missed)))
     if missed:
@@ -177,6 +178,8 @@ def validate(json_: bool) -> None:
 
 def _validation(results: list[Result], missed: int) -> list[Any]:
     """A table for each source, notes, and the sum of it."""
+    from fpgasim.report.validation import steps_of_cells
+
     notes = [note for note in dict.fromkeys(result.reference.note for result in results) if note]
     headers = ("device", "workload", "unit", ">expected", ">got", ">error", ">bound", "used to fit", "so it is", "")
     parts: list[Any] = []
@@ -189,17 +192,23 @@ def _validation(results: list[Result], missed: int) -> list[Any]:
         f"{plural(len(results), 'row')}: {len(bounded) - missed} within their bounds, {missed} not, "
         f"{len(results) - len(bounded)} without one."
     ]
-    for what, of_chip in (("time", False), ("resources", True)):
-        errors = [
-            abs(result.error)
-            for result in bounded
-            if result.reference.word == "validated" and (result.reference.workload == "resources") == of_chip
-        ]
-        mean, largest = sum(errors) / len(errors), max(errors)
-        lines.append(
-            f"Validated figures of {what}: {len(errors)}, mean error {mean * 100:.1f} %, largest {largest * 100:.1f} %."
-        )
+    for what, chosen in (
+        ("Validated figures", [result for result in bounded if result.reference.word == "validated"]),
+        ("Resources", [result for result in bounded if result.reference.workload == "resources"]),
+    ):
+        errors = [abs(result.error) for result in chosen]
+        if errors:
+            figures = _errors(sum(errors) / len(errors), max(errors))
+            lines.append(f"{what}: {len(errors)}, {figures}.")
+    rows_of_cells, steps = steps_of_cells(results)
+    if steps:
+        lines.append(f"Cycles a step of bw_s10, {plural(rows_of_cells, 'row')}:")
+        lines += [f"by {row.by}: {_errors(row.mean_error, row.largest_error)}." for row in steps]
     return [*parts, paragraphs(*lines)]
+
+
+def _errors(mean: float, largest: float) -> str:
+    return f"mean error {mean * 100:.1f} %, largest {largest * 100:.1f} %"
 
 
 def _cells(result: Result, notes: list[str]) -> tuple[str, ...]:
@@ -212,7 +221,7 @@ def _cells(result: Result, notes: list[str]) -> tuple[str, ...]:
         _figure(row.expected),
         low if low == high else f"{low}-{high}",
         f"{result.error * 100:+.1f} %" if row.expected else _figure(result.error),
-        "-" if row.bound is None else f"{row.bound * 100:g} %",
+        "-" if row.bound is None else f"{row.bound * 100:.2g} %",
         row.used_for or "-",
         "misses its bound" if result.holds is False else row.word if result.holds else "-",
         f"[{notes.index(row.note) + 1}]" if row.note else "",

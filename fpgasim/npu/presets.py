@@ -62,13 +62,15 @@ def _brainwave(
 def _convolutional() -> Device:
     """The instance that ran ResNet-50 (ISCA 2018, Table VI; IEEE Micro 39(3), 2019), as far as its firmware tells.
 
-    The BrainSlice provider in github.com/microsoft/onnxruntime asks for N = 128 and these register files. How many tile
-    engines and lanes it had was not published: those of bw_a10 are assumed.
+    The BrainSlice provider in github.com/microsoft/onnxruntime asks for N = 128 and for register files of at least
+    these sizes. How many tile engines and lanes it had was not published: those of bw_a10 are assumed.
     """
-    firmware = ("native_dim", "mrf_tiles", "mfus", "initial_vrf", "addsub_vrf", "multiply_vrf")
+    at_least = ("mrf_tiles", "mfus", "initial_vrf", "addsub_vrf", "multiply_vrf")
     return _device(
         "bw_cnn_a10",
-        dict.fromkeys(firmware, "BrainSlice firmware") | dict.fromkeys(("pointwise", "engine"), "ISCA 2018, IV"),
+        {"native_dim": "BrainSlice firmware"}
+        | dict.fromkeys(at_least, "BrainSlice firmware, at least")
+        | dict.fromkeys(("pointwise", "engine"), "ISCA 2018, IV"),
         native_dim=128,
         lanes=16,
         tiles=8,

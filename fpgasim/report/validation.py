@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fpgasim.npu import Device, Layer, get_device, resolve_numbers, segment_timing, systolic_cycles
 from fpgasim.npu.prefetch import prefetched_cycles
@@ -125,7 +125,7 @@ def resnet50_features(device: Device) -> tuple[Layer, ...]:
     import fpgasim
     from fpgasim.compiler import segment_layers
 
-    graph = fpgasim.load(_light("resnet50"))
+    graph = fpgasim.load(light_model("resnet50"))
     names = [node.name for node in graph.nodes]
     last = max(i for i, node in enumerate(graph.nodes) if node.op_type == "Relu")
     return segment_layers(graph, names[: last + 1], device, resolve_numbers(device, "bw_1s5e5m"))
@@ -158,7 +158,7 @@ def _products(network: str) -> Iterator[tuple[int, int, int]]:
     """Pixels, filters and reductions of every convolution and dense layer, by the shapes that onnx infers."""
     import onnx
 
-    model = onnx.shape_inference.infer_shapes(onnx.load(_light(network)))
+    model = onnx.shape_inference.infer_shapes(onnx.load(light_model(network)))
     graph = model.graph
     known = itertools.chain(graph.value_info, graph.input, graph.output)
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in known}
@@ -178,10 +178,58 @@ def _resources(row: Reference) -> float:
     return float(getattr(left_out(row.device), row.unit.lower()))
 
 
-def _light(network: str) -> Path:
+def light_model(network: str) -> Path:
+    """The file of `network` without its weights, as the onnx package has it."""
     import onnx
 
     return Path(onnx.__file__).parent / f"backend/test/data/light/light_{network}.onnx"
+
+
+class Steps(NamedTuple):
+    """How far the published steps of cells on one device are from something that would stand for them."""
+
+    by: str
+    mean_error: float
+    largest_error: float
+
+
+def steps_of_cells(results: Sequence[Result], device: str = "bw_s10") -> tuple[int, list[Steps]]:
+    """How many rows with a bound `device` has whose cycles a step of a cell are published, and their errors by the
+    model, by the one number of cycles with the least mean error, and by one such number for each kind of cell."""
+    steps: dict[str, list[float]] = {}
+    errors: list[float] = []
+    for result in results:
+        row = result.reference
+        if row.device != device or row.bound is None or row.unit not in ("ms", "cycles a step"):
+            continue
+        workload = parse_workload(row.workload)
+        cycles = row.expected * (get_device(device).clock_hz / 1e3 / workload.sizes[1] if row.unit == "ms" else 1)
+        steps.setdefault(workload.kind, []).append(cycles)
+        errors.append(abs(result.error))
+    if not errors:
+        return 0, []
+    constant = _best_constant([cycles for kind in steps.values() for cycles in kind])
+    each = {kind: _best_constant(cycles) for kind, cycles in steps.items()}
+    by_one = [abs(constant / cycles - 1) for kind in steps.values() for cycles in kind]
+    by_kind = [abs(each[kind] / cycles - 1) for kind in steps for cycles in steps[kind]]
+    return len(errors), [
+        Steps("the model", _mean(errors), max(errors)),
+        Steps(f"the best constant, {constant:.0f}", _mean(by_one), max(by_one)),
+        Steps(
+            "the best one for each kind of cell, " + " and ".join(f"{c:.0f}" for c in each.values()),
+            _mean(by_kind),
+            max(by_kind),
+        ),
+    ]
+
+
+def _best_constant(values: Sequence[float]) -> float:
+    """The constant with the least mean relative error, which is always one of `values` (a weighted median)."""
+    return min(sorted(values), key=lambda constant: _mean([abs(constant / value - 1) for value in values]))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 MEASURES: dict[Unit, Callable[[Reference], float | tuple[float, float]]] = {

@@ -49,6 +49,22 @@ def test_the_scale_of_the_board_is_the_mean_ratio_of_the_rows_that_it_was_fitted
     assert math.exp(sum(map(math.log, ratios)) / 5) == pytest.approx(BOARD_SCALE, abs=0.0005)
 
 
+def test_of_two_published_sets_of_latencies_each_device_has_the_one_that_fits_its_row():
+    """Of the register transfer code and of the cycle model of github.com/intel/fpga-npu."""
+    names = ("mvm_latency", "mfu_latency", "external_latency", "loader_latency", "start_cycles")
+    sets = [dict(zip(names, values, strict=True)) for values in ((73, 21, 11, 5, 29), (30, 9, 1, 5, 0))]
+    rows = [row for row in REFERENCES if row.used_for == "choice of latencies"]
+    errors = []
+    for row in rows:
+        devices = [dataclasses.replace(get_device(row.device), **latencies) for latencies in sets]
+        seconds = [workload_timing(parse_workload(row.workload), device).seconds for device in devices]
+        errors.append([1e3 * time / row.expected - 1 for time in seconds])
+    assert errors == [
+        [pytest.approx(0.079, abs=1e-3), pytest.approx(-0.218, abs=1e-3)],
+        [pytest.approx(0.798, abs=1e-3), pytest.approx(-0.039, abs=1e-3)],
+    ]
+
+
 def conv(name: str, channels: int, filters: int, side: int) -> Layer:
     shapes = (1, side, side, channels), (1, side, side, filters)
     window = Window((1, 1), (1, 1), (0, 0, 0, 0))

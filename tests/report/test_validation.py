@@ -6,7 +6,7 @@ import pytest
 
 from fpgasim.npu.references import REFERENCES, UNITS, Reference
 from fpgasim.report import validation
-from fpgasim.report.validation import MEASURES, Result, result_json, validate
+from fpgasim.report.validation import MEASURES, Result, result_json, steps_of_cells, validate
 
 ROW = Reference("a paper", "bw_s10", "gru:1024:10", "cycles", 6320, 0.01, "consistent")
 
@@ -33,6 +33,32 @@ def test_the_rows_kept_aside_are_within_4_percent_in_the_mean():
 def test_the_error_is_that_of_the_nearest_figure(low, high, error):
     row = dataclasses.replace(ROW, expected=100)
     assert Result(row, low, high).error == pytest.approx(error)
+
+
+def test_the_steps_of_cells_are_set_beside_the_best_constants():
+    published = {"gru": (600, 660), "lstm": (700, 720, 1000)}
+    rows = [
+        dataclasses.replace(ROW, workload=f"{kind}:{128 * (i + 1)}:50", unit="cycles a step", expected=steps)
+        for kind, values in published.items()
+        for i, steps in enumerate(values)
+    ]
+    in_ms = dataclasses.replace(rows[0], unit="ms", expected=600 * 50 / 250e3)
+    elsewhere = dataclasses.replace(rows[0], device="bw_a10", expected=1)
+    without = dataclasses.replace(rows[0], bound=None, expected=1)
+    count, (model, one, each) = steps_of_cells(
+        [Result(row, 1.1 * row.expected, 1.1 * row.expected) for row in (in_ms, *rows[1:], elsewhere, without)]
+    )
+    assert count == 5
+    assert (model.mean_error, model.largest_error) == (pytest.approx(0.1), pytest.approx(0.1))
+    every = [600, 660, 700, 720, 1000]
+    best = min(sum(abs(c / v - 1) for v in every) / 5 for c in range(500, 1101))
+    assert one.mean_error == pytest.approx(best)
+    assert one.by == "the best constant, 700"
+    assert each.by == "the best one for each kind of cell, 600 and 720"
+    errors = [0, 1 - 600 / 660, 720 / 700 - 1, 0, 1 - 720 / 1000]
+    assert each.mean_error == pytest.approx(sum(errors) / 5)
+    assert each.largest_error == pytest.approx(0.28)
+    assert steps_of_cells([]) == (0, [])
 
 
 def test_where_nothing_is_expected_the_error_is_absolute():
