@@ -95,7 +95,9 @@ def test_the_key_of_an_array_says_its_size_and_what_lies_still():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("key", ["systolic_16x16_xs", "systolic_16_ws", "systolic_x16_ws", "systolic_16x16", "systolic_\u0663x\u0664_ws"])
+@pytest.mark.parametrize(
+    "key", ["systolic_16x16_xs", "systolic_16_ws", "systolic_x16_ws", "systolic_16x16", "systolic_\u0663x\u0664_ws"]
+)
 def test_the_key_of_no_array_is_refused_with_the_form_of_one(key):
     with pytest.raises(UnknownNameError, match=r"systolic_RxC_\(os\|ws\|is\)"):
         get_device(key)
