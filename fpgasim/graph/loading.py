@@ -100,6 +100,7 @@ def _deserialize(proto: onnx.ModelProto, where: str, folder: Path | None) -> ir.
         _restore_inputs(model, proto)
         if model.functions:
             ir.passes.common.InlinePass()(model)
+    # onnx-ir raises NotImplementedError for types that it cannot read, such as maps.
     except (ir.serde.SerdeError, ir.passes.PassError, ValueError, NotImplementedError) as error:
         raise ModelError(f"{where} is broken: {one_line(error)}") from error
     for graph in _all_graphs(model.graph):

@@ -140,7 +140,12 @@ def test_runs_at_the_same_time_have_arenas_of_their_own():
         together = list(pool.map(lambda x: session.run({"x": x})["logits"], inputs * 4))
     assert all(same_bits(a, b) for a, b in zip(together, alone * 4, strict=True))
     (_, idle) = next(iter(session._steps[0].runner._schedules.values()))
-    assert 1 <= len(idle) <= 4
+    arenas = [id(frame) for frame in idle]
+    assert len(set(arenas)) == len(arenas), "an arena was given back twice"
+    assert arenas, "every arena was lost"
+    assert len(arenas) <= 4, "more arenas than runs at a time"
+    session.run({"x": inputs[0]})
+    assert sorted(id(frame) for frame in idle) == sorted(arenas), "a run alone needs no new arena"
 
 
 def test_schedules_for_inner_tensors_are_limited_and_right_whatever_was_asked_before():
