@@ -13,17 +13,18 @@ SOURCES = sorted([*ROOT.glob("fpgasim/**/*.py"), *ROOT.glob("kernels/**/*.py")])
 #: Room -> the rooms it may import, itself and errors left out. Downwards only.
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
+    "machine": set(),
     "numerics": set(),
     "kernels": {"numerics"},
     "ops": {"kernels", "numerics"},
     "npu": {"kernels", "numerics"},
     "graph": set(),
     "compiler": {"npu", "graph", "ops", "kernels", "numerics"},
-    "placement": {"compiler", "graph", "npu", "kernels", "numerics"},
+    "placement": {"compiler", "graph", "npu", "ops", "kernels", "numerics", "machine"},
     "runtime": {"placement", "compiler", "npu", "ops", "kernels", "graph", "numerics"},
-    "zoo": {"graph"},
+    "zoo": {"graph", "machine"},
     "bench": {"runtime", "placement", "compiler", "npu", "graph", "ops", "kernels", "numerics", "zoo"},
-    "report": {"runtime", "placement", "compiler", "npu", "graph", "ops", "kernels", "numerics", "zoo"},
+    "report": {"runtime", "placement", "compiler", "npu", "graph", "ops", "kernels", "numerics", "zoo", "machine"},
 }
 #: Nothing imports these but each other and the entry points.
 TOP = {"cli", "demo", "__main__"}

@@ -70,7 +70,8 @@ def open_plan(path: str) -> Plan | None:
 
 def _pretrained(network: str) -> str:
     """The path of trained weights of `network` that were installed or fetched."""
-    from fpgasim.zoo.downloads import cache_dir, sources
+    from fpgasim.machine import cache_dir
+    from fpgasim.zoo.downloads import sources
 
     if network == "efficientnet_lite0":
         try:

@@ -147,8 +147,8 @@ def doctor(json_: bool) -> None:
 
     import fpgasim
     from fpgasim.kernels import available
+    from fpgasim.machine import cache_dir
     from fpgasim.report import machine
-    from fpgasim.zoo.downloads import cache_dir
 
     cpu, cc, known, backends = machine.processor(), machine.compiler(), machine.packages(), list(available())
     environment = {name: os.environ[name] for name in machine.VARIABLES if name in os.environ}

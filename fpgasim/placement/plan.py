@@ -7,13 +7,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from fpgasim.compiler import UnsupportedCode
 from fpgasim.errors import PlacementError, UnknownNameError
 from fpgasim.graph import Graph
 from fpgasim.npu import Device, Numbers
 from fpgasim.placement.cost_graph import CostGraph, Side, check_convex, objective, phases
+
+if TYPE_CHECKING:
+    from fpgasim.placement.timing import Timing
 
 Objective = Literal["latency", "coverage"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
@@ -173,6 +176,15 @@ class Plan:
         from fpgasim.placement.explaining import explain
 
         return explain(self)
+
+    def timing(self) -> Timing:
+        """What one run takes by the event model, in cycles and seconds: layers, transfers and CPU pieces in turn.
+
+        It counts what the objective's table estimates: segments as they really follow each other. Nothing is computed.
+        """
+        from fpgasim.placement.timing import plan_timing
+
+        return plan_timing(self)
 
     def replan(self, input_shapes: Mapping[str, tuple[int, ...]]) -> Plan:
         """This placement for inputs of other shapes: every node stays on its side, the costs are the new shapes'.

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from fpgasim.errors import ModelError
 from fpgasim.graph import Graph
+from fpgasim.graph.onnx_runtime import start_session
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -48,17 +49,9 @@ class CpuRunner:
             return self._sessions[outputs]
 
     def _start(self, outputs: frozenset[str]) -> onnxruntime.InferenceSession:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        # Its threads would otherwise go on spinning for a while after a piece, on the processors that ours need.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 4  # fatal: errors come as exceptions, warnings are about graphs that we made
-        model = self._graph.extract(self._segment.inputs, sorted(outputs)).to_proto().SerializeToString()
+        part = self._graph.extract(self._segment.inputs, sorted(outputs))
         try:
-            return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            return start_session(part, self._threads)
         except Exception as error:  # its exceptions have no base of their own
             raise self._failure("cannot run on ONNX Runtime", error) from error
 

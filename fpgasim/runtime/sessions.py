@@ -21,10 +21,10 @@ from fpgasim.kernels import Backend, backend
 from fpgasim.npu.segment import Packed
 from fpgasim.ops import num_threads
 from fpgasim.placement import Plan, Segment
+from fpgasim.placement.timing import Timing
 from fpgasim.runtime.cpu import CpuRunner
 from fpgasim.runtime.feeds import check_feeds
 from fpgasim.runtime.fpga import FpgaRunner, Taken
-from fpgasim.runtime.timing import Timing, plan_timing
 
 Array = npt.NDArray[Any]
 
@@ -41,7 +41,11 @@ def compile(plan: Plan, kernels: str | Backend | None = None) -> Session:
     """
     if not isinstance(plan, Plan):
         raise InputError(f"compile takes a Plan, as fpgasim.partition returns it; got {type(plan).__name__}")
-    return Session(plan, backend(kernels) if kernels is None or isinstance(kernels, str) else kernels)
+    if kernels is None or isinstance(kernels, str):
+        kernels = backend(kernels)
+    elif not isinstance(getattr(kernels, "name", None), str):
+        raise InputError(f"kernels={kernels!r} is no kernel backend; the name of one would do (see `fpgasim kernels`)")
+    return Session(plan, kernels)
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ class Session:
 
     def timing(self) -> Timing:
         """What one run takes, in cycles and seconds, for the plan's own shapes; nothing is computed."""
-        return plan_timing(self.plan)
+        return self.plan.timing()
 
     def report(self) -> Report:
         """What all runs so far have done."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpgasim.errors import DownloadError, InputError, UnknownNameError
+from fpgasim.machine import cache_dir
 
 if TYPE_CHECKING:
     from urllib.request import OpenerDirector
@@ -65,6 +66,8 @@ def fetch(
     (None if the server does not say). Raises UnknownNameError for a name, InputError for a malformed hash,
     DownloadError for all that can go wrong on the way.
     """
+    if not isinstance(name_or_url, str):
+        raise InputError(f"name_or_url={name_or_url!r} is no text; the name of a source or a URL would do")
     if "://" in name_or_url:
         url = name_or_url
     elif name_or_url in SOURCES:
@@ -81,11 +84,6 @@ def fetch(
         raise
     except OSError as error:
         raise DownloadError(f"{url} cannot be stored as {str(target)!r}: {error.strerror or error}") from error
-
-
-def cache_dir() -> Path:
-    """Where `fetch` puts files unless told: $FPGASIM_CACHE_DIR, else ~/.cache/fpgasim."""
-    return Path(os.environ.get("FPGASIM_CACHE_DIR") or Path.home() / ".cache" / "fpgasim")
 
 
 def _file_name(url: str) -> str:

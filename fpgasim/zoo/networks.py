@@ -58,7 +58,7 @@ def names() -> list[str]:
 
 def network(name: str) -> Network:
     """The entry of `name` in NETWORKS; raises UnknownNameError."""
-    if name not in NETWORKS:
+    if not isinstance(name, str) or name not in NETWORKS:
         raise UnknownNameError("network", name, NETWORKS)
     return NETWORKS[name]
 

@@ -9,8 +9,8 @@ from typing import Literal
 from fpgasim.compiler import segment_layers
 from fpgasim.npu import Device, Layer, Numbers
 from fpgasim.npu.timing import LayerTiming, SegmentTiming, segment_timing, transfer_seconds
-from fpgasim.placement import Plan
 from fpgasim.placement.costs import transfer_bytes
+from fpgasim.placement.plan import Plan
 
 
 @dataclass(frozen=True)
