@@ -1,8 +1,10 @@
 """`CostGraph`, the table of costs a placement is chosen by, and the one objective all algorithms are measured with.
 
 Times are in seconds. The file form (`to_json`) is
-{"nodes": [{"name", "cpu", "fpga", "weight"}], "tensors": [{"name", "producer", "consumers", "to_fpga", "to_cpu",
-"output"}], "pairs": [{"first", "second", "saves"}], "launch", "cpu_call"}.
+{"nodes": [{"name", "cpu", "fpga", "weight", "load"}],
+"tensors": [{"name", "producer", "consumers", "to_fpga", "to_cpu", "output"}],
+"pairs": [{"first", "second", "saves", "kind"}], "launch", "cpu_call"}; `weight`, `load`, `output`, `pairs`, `kind`,
+`launch` and `cpu_call` may be left out.
 """
 
 from __future__ import annotations
@@ -10,25 +12,31 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
-from fpgasim.errors import InputError, PlacementError
+from fpgasim.errors import InputError, PlacementError, UnknownNameError
 
 Side = Literal["cpu", "fpga"]
+PairKind = Literal["fused", "overlap"]
+PAIR_KINDS: tuple[PairKind, ...] = get_args(PairKind)
 Placement = Mapping[str, Side]
 
 
 @dataclass(frozen=True)
 class CostNode:
-    """A node: its time on the CPU, its time on the FPGA (None = not possible there), its weights in bytes."""
+    """A node: its time on the CPU, its time on the FPGA (None = not possible there), its weights in bytes.
+
+    `load` is the part of `fpga` that goes into loading the weights; it falls away where they stay on chip.
+    """
 
     name: str
     cpu: float
     fpga: float | None
     weight: float = 0
+    load: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -48,11 +56,16 @@ class CostTensor:
 
 @dataclass(frozen=True)
 class Pair:
-    """What is saved where `first` and `second` are both on the FPGA."""
+    """What is saved where `first` and `second` are both on the FPGA.
+
+    kind "overlap": the weights of `second` load behind the computation of `first`; that saves nothing where they stay
+    on chip.
+    """
 
     first: str
     second: str
     saves: float
+    kind: PairKind = "fused"
 
 
 @dataclass(frozen=True)
@@ -76,8 +89,11 @@ class CostGraph:
         for node in self.nodes:
             _check_cost(f"node {node.name!r}", "cpu", node.cpu)
             _check_cost(f"node {node.name!r}", "weight", node.weight)
+            _check_cost(f"node {node.name!r}", "load", node.load)
             if node.fpga is not None:
                 _check_cost(f"node {node.name!r}", "fpga", node.fpga)
+            if node.load > (node.fpga or 0.0):
+                raise InputError(f"cost graph: node {node.name!r}: load={node.load!r} is more than fpga={node.fpga!r}")
         for tensor in self.tensors:
             where = f"tensor {tensor.name!r}"
             _check_cost(where, "to_fpga", tensor.to_fpga)
@@ -87,6 +103,8 @@ class CostGraph:
         for pair in self.pairs:
             where = f"pair {pair.first!r}, {pair.second!r}"
             _check_cost(where, "saves", pair.saves)
+            if pair.kind not in PAIR_KINDS:
+                raise UnknownNameError("kind of pair", pair.kind, PAIR_KINDS)
             _check_known(where, pair.first, known)
             _check_known(where, pair.second, known)
             if pair.first == pair.second:
@@ -201,14 +219,37 @@ def _check_cost(where: str, field: str, value: object) -> None:
         raise InputError(f"cost graph: {where}: {field}={value!r} must be a finite number of at least 0")
 
 
-def objective(cost_graph: CostGraph, placement: Placement) -> float:
+def pin(cost_graph: CostGraph, pinned: Collection[str]) -> CostGraph:
+    """`cost_graph` with the weights of the nodes `pinned` on chip: without their loads and what overlapped those."""
+    if not pinned:
+        return cost_graph
+    return replace(
+        cost_graph,
+        nodes=tuple(
+            node
+            if node.fpga is None or node.name not in pinned
+            else replace(node, fpga=node.fpga - node.load, load=0.0)
+            for node in cost_graph.nodes
+        ),
+        pairs=tuple(pair for pair in cost_graph.pairs if pair.kind != "overlap" or pair.second not in pinned),
+    )
+
+
+def objective(
+    cost_graph: CostGraph,
+    placement: Placement,
+    *,
+    pinned: Collection[str] = (),
+    max_segments: int | None = None,
+) -> float:
     """The time of `placement` in seconds: node times + transfers − pairs + launches + CPU calls.
 
     Each tensor is moved at most once (it stays where it was brought). Launches count the FPGA segments and CPU calls
-    the CPU pieces of `phases`. Raises PlacementError where a node is missing or cannot be on the FPGA.
+    the CPU pieces of `phases` under `max_segments`. The weights of the nodes `pinned` are on chip. Raises
+    PlacementError where a node is missing or cannot be on the FPGA.
     """
-    moved = cut_objective(cost_graph, placement)
-    used = set(phases(cost_graph, placement).values())
+    moved = cut_objective(pin(cost_graph, pinned), placement)
+    used = set(phases(cost_graph, placement, max_segments).values())
     segments = sum(phase % 2 for phase in used)
     return moved + cost_graph.launch * segments + cost_graph.cpu_call * (len(used) - segments)
 
@@ -235,13 +276,13 @@ def cut_objective(cost_graph: CostGraph, placement: Placement) -> float:
     return math.fsum(terms)
 
 
-def phases(cost_graph: CostGraph, placement: Placement) -> dict[str, int]:
+def phases(cost_graph: CostGraph, placement: Placement, max_segments: int | None = None) -> dict[str, int]:
     """Node name -> phase, with the fewest phases there can be.
 
     A phase is even on the CPU, odd on the FPGA, and never falls along an edge.
     phase(v) = max over its producers u of phase(u) + (their sides differ). A CPU node without producers gets phase 0
     or, where that needs fewer phases, 2 (then nothing is in phase 0: the FPGA begins). Where both need equally many
-    the cheaper by launches and CPU calls is taken, then phase 0.
+    one with at most `max_segments` FPGA segments is taken, then the cheaper by launches and CPU calls, then phase 0.
     """
 
     def label(first_cpu: int) -> dict[str, int]:
@@ -254,10 +295,11 @@ def phases(cost_graph: CostGraph, placement: Placement) -> dict[str, int]:
             found[name] = phase
         return found
 
-    def cost(labels: dict[str, int]) -> tuple[int, float]:
+    def cost(labels: dict[str, int]) -> tuple[int, bool, float]:
         used = set(labels.values())
         odd = sum(phase % 2 for phase in used)
-        return len(used), cost_graph.launch * odd + cost_graph.cpu_call * (len(used) - odd)
+        too_many = max_segments is not None and odd > max_segments
+        return len(used), too_many, cost_graph.launch * odd + cost_graph.cpu_call * (len(used) - odd)
 
     return min((label(0), label(2)), key=cost)
 

@@ -129,7 +129,7 @@ def test_the_file_form_gives_an_equal_graph_back():
     assert CostGraph.from_json(SMALL.to_json()) == SMALL
     data = json.loads(SMALL.to_json())
     assert CostGraph.from_json(data) == SMALL
-    assert data["nodes"][1] == {"name": "b", "cpu": 2.0, "fpga": None, "weight": 0}
+    assert data["nodes"][1] == {"name": "b", "cpu": 2.0, "fpga": None, "weight": 0, "load": 0.0}
     assert data["tensors"][0] == {
         "name": "x", "producer": None, "consumers": ["a", "c"], "to_fpga": 0.125, "to_cpu": 0.0625, "output": False
     }  # fmt: skip
