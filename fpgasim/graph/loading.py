@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ logging.getLogger("onnx_ir").addHandler(logging.NullHandler())
 
 #: What exporters write for a dimension without a name: these say nothing about which dimensions are equal.
 _NAMELESS = {"", "?", "-1", "None", "none", "unk", "unknown"}
+
+#: Metadata of a node: its place in a graph that was written with some of its nodes in functions.
+ORDER = "fpgasim.order"
 
 
 def load(source: str | os.PathLike[str] | onnx.ModelProto, *, optimize: bool = True) -> Graph:
@@ -99,7 +103,7 @@ def _deserialize(proto: onnx.ModelProto, where: str, folder: Path | None) -> ir.
         model = ir.from_proto(proto)
         _restore_inputs(model, proto)
         if model.functions:
-            ir.passes.common.InlinePass()(model)
+            _inline(model)
     # onnx-ir raises NotImplementedError for types that it cannot read, such as maps.
     except (ir.serde.SerdeError, ir.passes.PassError, ValueError, NotImplementedError) as error:
         raise ModelError(f"{where} is broken: {one_line(error)}") from error
@@ -116,6 +120,18 @@ def _deserialize(proto: onnx.ModelProto, where: str, folder: Path | None) -> ir.
                     tensor = _own(attribute.as_tensor(), where, folder)
                     node.attributes.add(ir.AttrTensor(attribute.name, tensor))
     return model
+
+
+def _inline(model: ir.Model) -> None:
+    """Puts the bodies of model-local functions where they are called; nodes that know their place go there."""
+    functions = {function.domain for function in model.functions.values()}
+    ir.passes.common.InlinePass()(model)
+    for domain in functions - {node.domain for node in ir.traversal.RecursiveGraphIterator(model.graph)}:
+        model.opset_imports.pop(domain, None)
+    places = {node: node.metadata_props.get(ORDER, "") for node in model.graph}
+    if all(re.fullmatch("[0-9]{1,9}", place) for place in places.values()):
+        model.graph.remove(places)
+        model.graph.extend(sorted(places, key=lambda node: int(places[node])))
 
 
 def _restore_inputs(model: ir.Model, proto: onnx.ModelProto) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from fpgasim.errors import ModelError
+from fpgasim.errors import InputError, ModelError
 
 if TYPE_CHECKING:
     import onnx
@@ -30,6 +30,8 @@ def to_proto(graph: "Graph") -> "onnx.ModelProto":
 
 def save(graph: "Graph", path: str | os.PathLike[str]) -> None:
     """Writes `path`, replacing it only once the new file is whole: see `Graph.save`."""
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"path={path!r} is no path; a str or a pathlib.Path would do")
     path = os.fspath(path)
     partial = f"{path}.part"
     external = f"{os.path.basename(path)}.data" if _weight_bytes(graph) > INLINE_LIMIT_BYTES else None

@@ -195,6 +195,17 @@ class Plan:
 
         return replan(self, input_shapes)
 
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Writes the bound graph as ONNX with a model-local function `fpgasim::fpga0`, … for each FPGA segment.
+
+        Any runtime computes what it computes without them; `fpgasim.load` reads the same network. Node metadata
+        `layer_ann` names the segment, or "cpu". Weights beyond 2 GB go to a file beside it. ModelError if it cannot be
+        written.
+        """
+        from fpgasim.placement.exporting import export
+
+        export(self, path)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes plan and graph to one file, replacing `path` only once that is whole; ModelError if it cannot."""
         from fpgasim.placement.archive import save
