@@ -8,8 +8,8 @@ to and from the host and the launch are counted apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import accumulate
 
@@ -186,15 +186,21 @@ def bits_per_element(numbers: Numbers) -> int:
     return numbers.format.element_bits + _ceil(numbers.format.exponent_bits, numbers.format.block)
 
 
-def segment_timing(layers: Iterable[Layer], device: str | Device, numbers: Numbers) -> SegmentTiming:
+def segment_timing(
+    layers: Iterable[Layer], device: str | Device, numbers: Numbers, pinned: Collection[str] = ()
+) -> SegmentTiming:
     """The cost of `layers` in order: load_0 + Σ max(compute_i, load_{i+1}), nothing loading beside the last one.
 
+    A layer whose first node, which has its weights, is among `pinned` loads none: they are on the chip already.
     Where the device's hazard rule is `data`, the fill of a layer that reads nothing of the layer just before it is
     hidden behind that layer.
     """
     d = get_device(device)
     order = tuple(layers)
-    rows = tuple(layer_timing(layer, d, numbers) for layer in order)
+    rows = tuple(
+        replace(row, load_cycles=0, load_bytes=0) if pinned and layer.nodes[0] in pinned else row
+        for layer, row in ((layer, layer_timing(layer, d, numbers)) for layer in order)
+    )
     cycles = rows[0].load_cycles if rows else 0
     spans = []
     for i, row in enumerate(rows):
@@ -224,6 +230,14 @@ def tile_bytes(device: Device, numbers: Numbers, tiles: int = 1) -> int:
     fmt = numbers.format
     row_bits = device.native_dim * fmt.element_bits + device.native_dim // fmt.block * fmt.exponent_bits
     return _ceil(tiles * device.native_dim * row_bits, 8)
+
+
+def on_chip_bytes(device: Device, numbers: Numbers) -> int:
+    """Bytes of weights that the chip holds: the matrix register file full of tiles; an array's memory of weights."""
+    if device.engine == "systolic":
+        return device.weight_sram_bytes
+    elements, fmt = device.weights_on_chip, numbers.format
+    return _ceil(elements * fmt.element_bits + elements // fmt.block * fmt.exponent_bits, 8)
 
 
 def transfer_seconds(payload_bytes: int, device: str | Device) -> float:

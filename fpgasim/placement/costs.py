@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fpgasim.compiler import Unsupported, UnsupportedCode, fuse, lower_node
-from fpgasim.graph import Graph, Node
+from fpgasim.graph import Graph
 from fpgasim.npu import Device, Layer, Numbers
 from fpgasim.npu.segment import nhwc_shape
 from fpgasim.npu.timing import layer_timing, transfer_seconds, wire_bytes
-from fpgasim.placement.cost_graph import CostGraph, CostNode, CostTensor, Pair
+from fpgasim.placement.cost_graph import CostGraph, CostNode, CostTensor, Pair, PairKind
 from fpgasim.placement.cpu_costs import cpu_seconds
 
 
@@ -24,9 +24,10 @@ class CostTable:
     unsupported: Mapping[str, tuple[UnsupportedCode, str]]
 
 
-def cost_table(graph: Graph, device: Device, numbers: Numbers) -> CostTable:
+def cost_table(graph: Graph, device: Device, numbers: Numbers, cpu_s: Mapping[str, float] | None = None) -> CostTable:
     """What every node of the bound `graph` costs on the CPU and on `device`, in seconds.
 
+    `cpu_s` are the times of the nodes on the CPU; by default those of the table in `cpu_costs`.
     A node on the FPGA costs its cycles and the load of its weights. Pairs give back what a segment saves where both
     nodes are in it: a pointwise operation fused into the layer before it, and the load of a layer's weights behind
     the computation of the layer before it. So a network that is one segment costs what `segment_timing` says.
@@ -38,19 +39,20 @@ def cost_table(graph: Graph, device: Device, numbers: Numbers) -> CostTable:
             layers[node.name] = lower_node(graph, node, device)
         except Unsupported as reason:
             unsupported[node.name] = reason.code, reason.message
-    nodes = tuple(_node(graph, node, layers.get(node.name), device, numbers) for node in graph.nodes)
+    if cpu_s is None:
+        cpu_s = {node.name: cpu_seconds(graph, node) for node in graph.nodes}
+    nodes = tuple(_node(n.name, cpu_s[n.name], layers.get(n.name), device, numbers) for n in graph.nodes)
     tensors = _tensors(graph, device, numbers)
     pairs = tuple(_pairs(graph, layers, device, numbers))
     return CostTable(CostGraph(nodes, tensors, pairs, device.launch_s, device.cpu_call_s), unsupported)
 
 
-def _node(graph: Graph, node: Node, layer: Layer | None, device: Device, numbers: Numbers) -> CostNode:
-    cpu_s = cpu_seconds(graph, node)
+def _node(name: str, cpu_s: float, layer: Layer | None, device: Device, numbers: Numbers) -> CostNode:
     if layer is None:
-        return CostNode(node.name, cpu_s, None)
+        return CostNode(name, cpu_s, None)
     timing = layer_timing(layer, device, numbers)
     fpga_s = (timing.compute_cycles + timing.load_cycles) / device.clock_hz
-    return CostNode(node.name, cpu_s, fpga_s, timing.weight_bytes)
+    return CostNode(name, cpu_s, fpga_s, timing.weight_bytes, timing.load_cycles / device.clock_hz)
 
 
 def _tensors(graph: Graph, device: Device, numbers: Numbers) -> tuple[CostTensor, ...]:
@@ -82,17 +84,17 @@ def _pairs(graph: Graph, layers: Mapping[str, Layer], device: Device, numbers: N
     kept = {tensor.name for tensor in graph.outputs}
     kept |= {name for layer in layers.values() for name in layer.tensors if _read_outside(graph, name, layers)}
     order = fuse(list(layers.values()), kept)
-    saved: list[tuple[str, str, int]] = []
+    saved: list[tuple[str, str, int, PairKind]] = []
     for layer in order:
         chain = [_first_nodes(graph, layer, count) for count in range(1, len(layer.nodes) + 1)]
         for shorter, longer in itertools.pairwise(chain):
             added = compute_cycles(longer) - compute_cycles(shorter)
             alone = compute_cycles(layers[longer.nodes[-1]])
-            saved.append((shorter.nodes[-1], longer.nodes[-1], alone - added))
+            saved.append((shorter.nodes[-1], longer.nodes[-1], alone - added, "fused"))
     for before, after in itertools.pairwise(order):
         hidden = min(compute_cycles(before), layer_timing(after, device, numbers).load_cycles)
-        saved.append((before.nodes[0], after.nodes[0], hidden))
-    return [Pair(first, second, cycles / device.clock_hz) for first, second, cycles in saved if cycles > 0]
+        saved.append((before.nodes[0], after.nodes[0], hidden, "overlap"))
+    return [Pair(first, second, cycles / device.clock_hz, kind) for first, second, cycles, kind in saved if cycles > 0]
 
 
 def _read_outside(graph: Graph, name: str, layers: Mapping[str, Layer]) -> bool:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Literal, get_args
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from fpgasim.errors import InputError, PlacementError, UnknownNameError
 from fpgasim.graph import Graph
-from fpgasim.npu import Device, get_device, resolve_numbers
+from fpgasim.npu import Device, Numbers, get_device, resolve_numbers
+from fpgasim.npu.timing import on_chip_bytes
 from fpgasim.numerics import BlockFormat
-from fpgasim.placement import cost_graph
-from fpgasim.placement.cost_graph import Placement, Side
+from fpgasim.placement.cost_graph import CostGraph, Placement, Side, objective as cost_of, phases, pin
 from fpgasim.placement.costs import CostTable, cost_table
+from fpgasim.placement.cpu_costs import cpu_seconds
 from fpgasim.placement.explaining import milliseconds
 from fpgasim.placement.mincut import lower_bound, minimum_cut
-from fpgasim.placement.plan import OBJECTIVES, Decision, Objective, Plan, ReasonCode, Winner
-
-Algorithm = Literal["auto", "mincut"]
-ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
-COSTS = ("analytic",)
+from fpgasim.placement.plan import OBJECTIVES, Costs, Decision, Objective, Options, Plan, ReasonCode, priced
+from fpgasim.placement.solving import Algorithm, Maker, Weights, forced_sides, solve
 
 
 def partition(
@@ -29,104 +26,277 @@ def partition(
     *,
     algorithm: Algorithm = "auto",
     objective: Objective = "latency",
-    costs: Literal["analytic"] = "analytic",
+    costs: Costs = "analytic",
+    max_segments: int | None = None,
+    capacity: float | None = None,
+    weights: Weights = "streamed",
+    force: Mapping[str, Side] | None = None,
+    cut_at: Sequence[str] | None = None,
+    require_fpga: bool = False,
     accumulator: str | None = None,
     order: str | None = None,
     pointwise: str | None = None,
     dims: Mapping[str, int] | None = None,
+    time_limit: float = 20.0,
 ) -> Plan:
     """The plan of `graph` on `device` in `format`: each node on the FPGA or the CPU, with the reason.
 
-    `objective="latency"` takes the cheapest placement by `objective` of `fpgasim.placement.cost_graph`:
-    `algorithm="mincut"` the minimum cut (exact but for launches and CPU calls), `"auto"` the better one of that and of
-    everything the engine can compute; a plan that would lose to the CPU alone is replaced by that. `"coverage"` puts
-    every node on the FPGA that the engine can compute, whatever it costs. Symbolic dimensions are bound to `dims`, to
-    1 where it has none. `accumulator`, `order` and `pointwise` replace the device's.
+    `objective="latency"` takes the placement that is cheapest by `objective` of `fpgasim.placement`, found and proved
+    by `algorithm` (see `solve`); one that would lose to the CPU alone is replaced by that. `"coverage"` puts every node
+    on the FPGA that the engine can compute, whatever it costs; under a limit as many multiply-accumulates as possible.
 
-    Raises UnknownNameError for an unknown name, DeviceError where the format's block does not divide the native
-    dimension, InputError for what is not a Graph or a size below 1.
+    - `costs`: times on the CPU from a table, the same on every machine, or `"measured"` on this one (`measuring`).
+    - `max_segments`: FPGA segments at most. `capacity`: bytes of weights on the FPGA at most.
+    - `weights`: `"streamed"` from memory in every run; `"pinned"`, all on the chip before the first run; `"auto"`, the
+      best ones pinned, the others streamed. `capacity` then bounds those on the chip, and without one it is what the
+      chip holds; half of that with `"auto"`, the other half being where weights stream through.
+    - `force`: node name or pattern (as in a shell) -> "cpu" or "fpga".
+    - `cut_at`: names of tensors; what they are not computed from stays on the CPU.
+    - `require_fpga`: everything, before the cut if there is one, must be on the FPGA.
+    - `accumulator`, `order`, `pointwise` replace the device's. `dims` binds symbolic dimensions, 1 those not in it.
+    - `time_limit`: seconds for a search that is not polynomial; what it cuts off is in the plan's note.
+
+    Raises UnknownNameError for an unknown name, InputError for a value that is none, DeviceError where the format's
+    block does not divide the native dimension, PlacementError naming what is in the way of a demand.
     """
     if not isinstance(graph, Graph):
         raise InputError(f"partition takes a Graph, as fpgasim.load returns it; got {type(graph).__name__}")
-    for kind, name, known in (
-        ("algorithm", algorithm, ALGORITHMS),
-        ("objective", objective, OBJECTIVES),
-        ("cost table", costs, COSTS),
-    ):
-        if name not in known:
-            raise UnknownNameError(kind, name, known)
+    if objective not in OBJECTIVES:
+        raise UnknownNameError("objective", objective, OBJECTIVES)
     engine = get_device(device)
     numbers = resolve_numbers(engine, format, accumulator, order, pointwise)
+    options = Options(
+        algorithm,
+        costs,
+        max_segments,
+        capacity,
+        weights,
+        _force(force),
+        _cut_at(cut_at),
+        require_fpga,
+        time_limit,
+    )
+    options = dataclasses.replace(options, capacity=_capacity(options, engine, numbers))
     bound = graph.bind(dims)
-    table = cost_table(bound, engine, numbers)
-    cut = minimum_cut(table.cost_graph)
-    candidates: dict[Winner, Placement] = {
-        "all-cpu": {node.name: "cpu" for node in table.cost_graph.nodes},
-        "mincut": cut.placement,
-        "coverage": {n.name: "cpu" if n.fpga is None else "fpga" for n in table.cost_graph.nodes},
-    }
-    seconds = {winner: cost_graph.objective(table.cost_graph, placement) for winner, placement in candidates.items()}
-    winner: Winner = "coverage"
-    note = ""
-    if objective == "latency":
-        tried = [name for name in candidates if algorithm == "auto" or name != "coverage"]
-        winner = min(tried, key=seconds.__getitem__)
-        if winner != "mincut" and candidates[winner] != cut.placement:
-            note = _note(winner, seconds)
+    table = cost_table(bound, engine, numbers, _measured(bound) if costs == "measured" else None)
+    forced = _forced(bound, table, options)
+    sides = {name: side for name, (side, _) in forced.items()}
+    pinned: frozenset[str] = frozenset()
+    made: Maker = "coverage"
+    if objective == "coverage" and options.max_segments is None and options.capacity is None:
+        placement: Placement = {
+            node.name: sides.get(node.name, "cpu" if node.fpga is None else "fpga") for node in table.cost_graph.nodes
+        }
+        bound_s, seconds, note = _lower_bound(table.cost_graph, options.weights), 0.0, ""
+    else:
+        found = solve(
+            table.cost_graph,
+            options.algorithm,
+            options.max_segments,
+            options.capacity,
+            sides,
+            weights=options.weights,
+            coverage=_macs(bound) if objective == "coverage" else None,
+            time_limit=options.time_limit,
+        )
+        placement, pinned, made = found.placement, found.pinned, found.algorithm
+        bound_s, seconds, note = found.lower_bound, found.seconds, found.note
+        if objective == "coverage":  # its bound is one of the coverage
+            bound_s = _lower_bound(table.cost_graph, options.weights)
+    costs_now = priced(table.cost_graph, options.weights, pinned)
+    reasons = {name: why for name, (_, why) in forced.items()}
     return Plan(
         bound,
         graph,
         engine,
         numbers,
         objective,
-        winner,
-        tuple(_decisions(table, candidates[winner], objective)),
+        made,
+        tuple(_decisions(bound, table, costs_now, placement, objective, options, reasons)),
         table.cost_graph,
-        lower_bound(table.cost_graph, cut),
+        bound_s,
         note,
-    )
-
-
-def _note(winner: Winner, seconds: Mapping[Winner, float]) -> str:
-    taken = {"all-cpu": "everything is left on the CPU", "coverage": "everything the engine can compute is on the FPGA"}
-    return (
-        f"{taken[winner]}: that takes {milliseconds(seconds[winner])} by the objective; the minimum cut, which does "
-        f"not see launches and CPU calls, {milliseconds(seconds['mincut'])}"
+        options,
+        pinned,
+        seconds,
     )
 
 
 def replan(plan: Plan, input_shapes: Mapping[str, tuple[int, ...]]) -> Plan:
     """`plan` for inputs of other shapes: see `Plan.replan`. A node that only these shapes bring runs on the CPU."""
+    if not isinstance(input_shapes, Mapping):
+        raise InputError(
+            f"input_shapes is a {type(input_shapes).__name__}; a mapping from input name to shape, as in "
+            f"{ {tensor.name: tensor.shape for tensor in plan.graph.inputs} }, would do"
+        )
+    for name, shape in input_shapes.items():
+        if not isinstance(shape, tuple | list) or not all(isinstance(dim, int) for dim in shape):
+            raise InputError(f"input {name!r}: shape {shape!r} must be a tuple of whole numbers")
     graph = plan.source_graph.with_input_shapes(input_shapes).bind()
-    table = cost_table(graph, plan.device, plan.numbers)
+    cpu_s = _scaled(plan, graph) if plan.options.costs == "measured" else None
+    table = cost_table(graph, plan.device, plan.numbers, cpu_s)
     placement: dict[str, Side] = {node.name: plan.assignment.get(node.name, "cpu") for node in graph.nodes}
+    if any(0 in shape for shape in input_shapes.values()):  # nothing to compute: the CPU knows what shape that has
+        placement = dict.fromkeys(placement, "cpu")
     for name, (_, message) in table.unsupported.items():
         if placement[name] == "fpga":
             raise PlacementError(f"node {name!r} cannot stay on the FPGA at these shapes: {message}; partition anew")
+    pinned = plan.pinned & placement.keys()
+    reasons = {d.node: d.message for d in plan.decisions if d.code == "forced"}
+    costs = priced(table.cost_graph, plan.options.weights, pinned)
     return dataclasses.replace(
         plan,
         graph=graph,
-        decisions=tuple(_decisions(table, placement, plan.objective_name)),
+        decisions=tuple(_decisions(graph, table, costs, placement, plan.objective_name, plan.options, reasons)),
         cost_graph=table.cost_graph,
-        lower_bound_s=lower_bound(table.cost_graph, minimum_cut(table.cost_graph)),
+        lower_bound_s=_lower_bound(table.cost_graph, plan.options.weights),
         note="",
+        pinned=pinned,
+        solver_s=0.0,
     )
 
 
-def _decisions(table: CostTable, placement: Placement, objective: Objective) -> Iterator[Decision]:
-    total = cost_graph.objective(table.cost_graph, placement)
-    for node in table.cost_graph.nodes:
+def _force(force: object) -> tuple[tuple[str, Side], ...]:
+    if force is None:
+        return ()
+    if not isinstance(force, Mapping):
+        raise InputError(f"force={force!r} must map node names or patterns to sides, as in {{'conv*': 'cpu'}}")
+    return tuple(force.items())
+
+
+def _cut_at(cut_at: object) -> tuple[str, ...]:
+    if cut_at is None:
+        return ()
+    if isinstance(cut_at, str) or not isinstance(cut_at, Sequence):
+        raise InputError(f"cut_at={cut_at!r} must be a list of tensor names")
+    return tuple(cut_at)
+
+
+def _capacity(options: Options, device: Device, numbers: Numbers) -> float | None:
+    """The capacity to plan with; InputError for one beyond the chip's where weights are to stay on it."""
+    if options.weights == "streamed":
+        return options.capacity
+    there = on_chip_bytes(device, numbers)
+    if options.capacity is None:
+        return there if options.weights == "pinned" else there // 2
+    if options.capacity > there:
+        raise InputError(
+            f"capacity={options.capacity:,} bytes of weights do not stay on {device.name!r}, which holds {there:,} in "
+            f"{numbers.format.name}"
+        )
+    return options.capacity
+
+
+def _measured(graph: Graph) -> dict[str, float]:
+    from fpgasim.placement.measuring import measured_seconds
+
+    return measured_seconds(graph)
+
+
+def _scaled(plan: Plan, graph: Graph) -> dict[str, float]:
+    """The measured times for the shapes of `graph`: what the table says of both shapes is their ratio."""
+    before = {
+        decision.node: decision.cpu_s / cpu_seconds(plan.graph, node)
+        for decision, node in zip(plan.decisions, plan.graph.nodes, strict=True)
+    }
+    return {node.name: cpu_seconds(graph, node) * before.get(node.name, 1.0) for node in graph.nodes}
+
+
+def _macs(graph: Graph) -> dict[str, float]:
+    return {node.name: float(graph.macs(node)) for node in graph.nodes}
+
+
+def _lower_bound(graph: CostGraph, weights: Weights) -> float:
+    """A bound below the objective of every placement, whatever is forced, limited, or pinned if it may be."""
+    cheapest = graph if weights == "streamed" else pin(graph, graph.node_of)
+    return lower_bound(cheapest, minimum_cut(cheapest))
+
+
+def _forced(graph: Graph, table: CostTable, options: Options) -> dict[str, tuple[Side, str]]:
+    """Node name -> the side it must be on and who says so. Raises PlacementError where demands contradict."""
+    forced: dict[str, tuple[Side, str]] = {
+        name: (side, "force puts it there")
+        for name, side in forced_sides(table.cost_graph, dict(options.force)).items()
+    }
+    required = {node.name for node in graph.nodes if node.op_type != "Constant" or node.domain}
+    if options.cut_at:
+        where = f"the cut at {', '.join(map(repr, options.cut_at))}"
+        before = _before(graph, table.cost_graph, options.cut_at)
+        required &= before
+        for name in table.cost_graph.node_of.keys() - before:
+            if forced.get(name, ("cpu", ""))[0] == "fpga":
+                raise PlacementError(f"force puts node {name!r} on the FPGA, but it is behind {where}")
+            forced[name] = "cpu", f"behind {where}"
+    if options.require_fpga:
+        missing = [
+            f"{name!r} ({why})" for name in graph_order(graph, required) if (why := _why_not(name, table, forced))
+        ]
+        if missing:
+            raise PlacementError(
+                f"require_fpga: {len(missing)} of {len(required)} nodes cannot be on the FPGA: {', '.join(missing)}"
+            )
+        forced |= dict.fromkeys(required, ("fpga", "require_fpga puts it there"))
+    return forced
+
+
+def graph_order(graph: Graph, names: Collection[str]) -> Iterator[str]:
+    """`names` in the order of the nodes of `graph`."""
+    return (node.name for node in graph.nodes if node.name in names)
+
+
+def _why_not(name: str, table: CostTable, forced: Mapping[str, tuple[Side, str]]) -> str:
+    """Why node `name` cannot be on the FPGA; '' where it can."""
+    if name in table.unsupported:
+        return "{}: {}".format(*table.unsupported[name])
+    return "forced to the CPU" if forced.get(name, ("fpga", ""))[0] == "cpu" else ""
+
+
+def _before(graph: Graph, cost_graph: CostGraph, cut_at: Sequence[str]) -> set[str]:
+    """The nodes that the tensors `cut_at` are computed from."""
+    pending = []
+    for name in cut_at:
+        producer = graph.producer(name)  # an InputError names the tensors that are close
+        if producer is None:
+            raise InputError(f"cut_at: tensor {name!r} is fed or constant; one that a node computes would do")
+        pending.append(producer.name)
+    found: set[str] = set()
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            pending += cost_graph.predecessors[node]
+    return found
+
+
+def _decisions(
+    graph: Graph,
+    table: CostTable,
+    costs: CostGraph,
+    placement: Placement,
+    objective: Objective,
+    options: Options,
+    forced: Mapping[str, str],
+) -> Iterator[Decision]:
+    """Every node with its reason; `costs` are without the loads of what stays on the chip."""
+    total = cost_of(costs, placement, max_segments=options.max_segments)
+    wanted = _wanted(graph, costs, objective, options)
+    for node in costs.nodes:
         side = placement[node.name]
         code: ReasonCode
         if node.fpga is None:
             code, message = table.unsupported[node.name]
+        elif node.name in forced:
+            code, message = "forced", forced[node.name]
         elif side == "fpga" and objective == "coverage":
             code, message = "coverage", "the engine can compute it"
         elif side == "fpga" and node.fpga < node.cpu:
             code, message = "cheaper-on-fpga", f"{milliseconds(node.cpu - node.fpga)} quicker by itself"
+        elif side == "cpu" and node.name in wanted and (limit := _limit(costs, placement, node.name, options)):
+            code, message = limit
         else:
             other: Side = "cpu" if side == "fpga" else "fpga"
-            more = cost_graph.objective(table.cost_graph, {**placement, node.name: other}) - total
+            moved = {**placement, node.name: other}
+            more = cost_of(costs, moved, max_segments=options.max_segments) - total
             quicker = (node.fpga < node.cpu) == (side == "fpga")
             code = "saves-transfer" if side == "fpga" else "cheaper-on-cpu" if quicker else "not-worth-transfer"
             message = (
@@ -134,3 +304,27 @@ def _decisions(table: CostTable, placement: Placement, objective: Objective) -> 
                 f"moving it alone to the {other.upper()} would change the whole by {more * 1e3:+.3g} ms"
             )
         yield Decision(node.name, side, code, message, node.cpu, node.fpga)
+
+
+def _wanted(graph: Graph, costs: CostGraph, objective: Objective, options: Options) -> set[str]:
+    """The nodes that would be on the FPGA were there no limit; none if there is none."""
+    if options.max_segments is None and options.capacity is None:
+        return set()
+    if objective == "coverage":
+        return {name for name, macs in _macs(graph).items() if macs}
+    return {name for name, side in minimum_cut(costs).placement.items() if side == "fpga"}
+
+
+def _limit(costs: CostGraph, placement: Placement, name: str, options: Options) -> tuple[ReasonCode, str] | None:
+    """The limit that keeps node `name`, which would be on the FPGA without any, on the CPU."""
+    weight = costs.node_of[name].weight
+    if options.capacity is not None and options.weights != "auto" and weight:
+        used = sum(node.weight for node in costs.nodes if placement[node.name] == "fpga")
+        if used + weight > options.capacity:
+            return "capacity", f"its {weight:,} bytes of weights and the {used:,} there exceed {options.capacity:,}"
+    if options.max_segments is not None:
+        count = len({p for p in phases(costs, {**placement, name: "fpga"}, options.max_segments).values() if p % 2})
+        if count > options.max_segments:
+            return "segment-limit", f"with it there would be {count} FPGA segments, and {options.max_segments} may be"
+        return "segment-limit", f"no better use of {options.max_segments} FPGA segments"
+    return None

@@ -4,38 +4,93 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, get_args
 
 from fpgasim.compiler import UnsupportedCode
-from fpgasim.errors import PlacementError, UnknownNameError
+from fpgasim.errors import InputError, PlacementError, UnknownNameError
 from fpgasim.graph import Graph
 from fpgasim.npu import Device, Numbers
-from fpgasim.placement.cost_graph import CostGraph, Side, check_convex, objective, phases
+from fpgasim.placement.cost_graph import CostGraph, Side, check_convex, objective, phases, pin
+from fpgasim.placement.solving import ALGORITHMS, WEIGHTS, Algorithm, Maker, Weights
 
 if TYPE_CHECKING:
     from fpgasim.placement.timing import Timing
 
 Objective = Literal["latency", "coverage"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
-#: What made the placement of a plan.
-Winner = Literal["mincut", "coverage", "all-cpu"]
-WINNERS: tuple[Winner, ...] = get_args(Winner)
+#: Where the times of the nodes on the CPU come from.
+Costs = Literal["analytic", "measured"]
+COSTS: tuple[Costs, ...] = get_args(Costs)
 ReasonCode = (
     UnsupportedCode
+    | Literal["forced"]
     | Literal["coverage", "cheaper-on-fpga", "saves-transfer"]  # on the FPGA
-    | Literal["cheaper-on-cpu", "not-worth-transfer"]
+    | Literal["cheaper-on-cpu", "not-worth-transfer", "capacity", "segment-limit"]
 )
+SIDES: tuple[Side, ...] = get_args(Side)
 REASON_CODES: tuple[ReasonCode, ...] = tuple(code for codes in get_args(ReasonCode) for code in get_args(codes))
+
+
+def check_limits(max_segments: object, capacity: object, time_limit: object) -> None:
+    """Nothing; InputError for a limit that is none."""
+    if max_segments is not None and (
+        isinstance(max_segments, bool) or not isinstance(max_segments, int) or max_segments < 0
+    ):
+        raise InputError(f"max_segments={max_segments!r} must be a whole number from 0 up, or None for no limit")
+    for name, value, none in (("capacity", capacity, ", or None for no limit"), ("time_limit", time_limit, "")):
+        if value is None and none:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            raise InputError(f"{name}={value!r} must be a number from 0 up{none}")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `partition` was asked for besides the objective; its arguments say what each is.
+
+    `force` holds (node name or pattern, side) pairs. `capacity` is in bytes, and the device's where none was given for
+    weights that are to stay on the chip. Raises UnknownNameError and InputError for a value that is none.
+    """
+
+    algorithm: Algorithm = "auto"
+    costs: Costs = "analytic"
+    max_segments: int | None = None
+    capacity: float | None = None
+    weights: Weights = "streamed"
+    force: tuple[tuple[str, Side], ...] = ()
+    cut_at: tuple[str, ...] = ()
+    require_fpga: bool = False
+    time_limit: float = 20.0
+
+    def __post_init__(self) -> None:
+        for kind, name, known in (
+            ("algorithm", self.algorithm, ALGORITHMS),
+            ("cost table", self.costs, COSTS),
+            ("way of keeping weights", self.weights, WEIGHTS),
+        ):
+            if name not in known:
+                raise UnknownNameError(kind, name, known)
+        for name, side in self.force:
+            if not isinstance(name, str):
+                raise InputError(f"force: {name!r} is no node name or pattern")
+            if side not in SIDES:
+                raise UnknownNameError("side", side, SIDES)
+        for name in self.cut_at:
+            if not isinstance(name, str):
+                raise InputError(f"cut_at: {name!r} is no tensor name")
+        if not isinstance(self.require_fpga, bool):
+            raise InputError(f"require_fpga={self.require_fpga!r} must be True or False")
+        check_limits(self.max_segments, self.capacity, self.time_limit)
 
 
 @dataclass(frozen=True)
 class Decision:
     """Where a node runs and why: a reason code, and a sentence with the figures or with what is in the way.
 
-    `fpga_s` is None where the engine cannot compute the node.
+    `fpga_s` is None where the engine cannot compute the node; it leaves out the load of weights that stay on chip.
     """
 
     node: str
@@ -61,15 +116,24 @@ class Segment:
     outputs: tuple[str, ...]
 
 
+def priced(cost_graph: CostGraph, weights: Weights, pinned: Collection[str]) -> CostGraph:
+    """`cost_graph` without the loads of weights that stay on the chip: see `Plan.priced`."""
+    return pin(cost_graph, {node.name for node in cost_graph.nodes if node.weight} if weights == "pinned" else pinned)
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """A placement of a graph on a device, ready to compile.
 
-    `graph` has all its dimensions bound, `source_graph` is the one given. `lower_bound_s` bounds the latency
-    objective of every placement from below. `note` says where something else than asked for was taken; else ''.
-    Two plans are equal if all of this is, graphs by fingerprint. Raises PlacementError where decisions, costs and
-    graph do not fit, a node is where it cannot be, or a segment is not convex, UnknownNameError for an unknown name,
-    DeviceError or PlacementError where the device does not compute in that format.
+    `graph` has all its dimensions bound, `source_graph` is the one given. `algorithm` made the placement.
+    `lower_bound_s` bounds the latency objective of every placement under the same `options` from below. `note` says
+    where something else than asked for was taken, or what a time limit cut off; else ''. The weights of the nodes
+    `pinned` are on the chip before the first run. `solver_s` is what choosing took.
+
+    Two plans are equal if all of this but `solver_s` is, graphs by fingerprint. Raises PlacementError where decisions,
+    costs and graph do not fit, a node is where it cannot be, a limit is exceeded or a segment is not convex,
+    UnknownNameError for an unknown name, DeviceError or PlacementError where the device does not compute in that
+    format.
     """
 
     graph: Graph
@@ -77,11 +141,14 @@ class Plan:
     device: Device
     numbers: Numbers
     objective_name: Objective
-    algorithm: Winner
+    algorithm: Maker
     decisions: tuple[Decision, ...]
     cost_graph: CostGraph
     lower_bound_s: float
     note: str = ""
+    options: Options = Options()
+    pinned: frozenset[str] = frozenset()
+    solver_s: float = 0.0
 
     def __post_init__(self) -> None:
         names = [node.name for node in self.graph.nodes]
@@ -89,7 +156,7 @@ class Plan:
             raise PlacementError(f"the decisions of this plan are not about the nodes of graph {self.graph.name!r}")
         for kind, name, known in (
             ("objective", self.objective_name, OBJECTIVES),
-            ("algorithm of a plan", self.algorithm, WINNERS),
+            ("algorithm of a plan", self.algorithm, get_args(Maker)),
             *(("reason code", decision.code, REASON_CODES) for decision in self.decisions),
         ):
             if name not in known:
@@ -100,16 +167,32 @@ class Plan:
                 f"format {format.name!r} has blocks of {self.numbers.format.block}; "
                 f"device {self.device.name!r} computes in blocks of {format.block}"
             )
-        for decision, node in zip(self.decisions, self.cost_graph.nodes, strict=True):
+        for decision, node in zip(self.decisions, self.priced.nodes, strict=True):
             if (decision.cpu_s, decision.fpga_s) != (node.cpu, node.fpga):
                 raise PlacementError(
                     f"the decision about node {node.name!r} says {decision.cpu_s} s on the CPU and {decision.fpga_s} s "
                     f"on the FPGA, the cost graph {node.cpu} and {node.fpga}"
                 )
+        for name in self.pinned:
+            if self.options.weights == "streamed" or self.assignment.get(name) != "fpga":
+                raise PlacementError(f"the weights of node {name!r} do not stay on the chip in this plan")
+        if isinstance(self.solver_s, bool) or not isinstance(self.solver_s, int | float) or not self.solver_s >= 0:
+            raise PlacementError(f"solver_s={self.solver_s!r} is no time in seconds")
         bound, cost = self.lower_bound_s, self.objective_s  # refuses a node on a side that it cannot be on
         if isinstance(bound, bool) or not isinstance(bound, int | float) or not -math.inf < bound <= cost * (1 + 1e-9):
             raise PlacementError(f"lower_bound_s={bound!r} is no bound below the {cost} s of this placement")
+        self._check_limits()
         check_convex(self.cost_graph, [segment.nodes for segment in self.segments])
+
+    def _check_limits(self) -> None:
+        options = self.options
+        count = sum(segment.kind == "fpga" for segment in self.segments)
+        if options.max_segments is not None and count > options.max_segments:
+            raise PlacementError(f"this placement has {count} FPGA segments; max_segments={options.max_segments}")
+        counted = self.pinned if options.weights == "auto" else {n for n, s in self.assignment.items() if s == "fpga"}
+        size = sum(self.cost_graph.node_of[name].weight for name in counted)
+        if options.capacity is not None and size > options.capacity:
+            raise PlacementError(f"this placement needs {size:,} bytes for weights; capacity={options.capacity:,}")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self._facts == other._facts
@@ -120,7 +203,7 @@ class Plan:
     @property
     def _facts(self) -> tuple[object, ...]:
         graphs = (self.graph.fingerprint(), self.source_graph.fingerprint())
-        chosen = (self.objective_name, self.algorithm, self.decisions, self.note)
+        chosen = (self.objective_name, self.algorithm, self.decisions, self.note, self.options, self.pinned)
         return (*graphs, self.device, self.numbers, *chosen, self.cost_graph, self.lower_bound_s)
 
     @cached_property
@@ -132,7 +215,7 @@ class Plan:
     def segments(self) -> tuple[Segment, ...]:
         """FPGA segments and CPU pieces in the order they run in."""
         members: dict[int, list[str]] = {}
-        phase_of = phases(self.cost_graph, self.assignment)
+        phase_of = phases(self.cost_graph, self.assignment, self.options.max_segments)
         for node in self.graph.nodes:
             members.setdefault(phase_of[node.name], []).append(node.name)
         reads: dict[int, list[str]] = {phase: [] for phase in members}
@@ -150,9 +233,17 @@ class Plan:
         )
 
     @cached_property
+    def priced(self) -> CostGraph:
+        """The costs that were chosen by: `cost_graph` without the loads of weights that stay on the chip.
+
+        With `weights="pinned"` those of every node, wherever it is; else those of the nodes `pinned`.
+        """
+        return priced(self.cost_graph, self.options.weights, self.pinned)
+
+    @cached_property
     def objective_s(self) -> float:
         """What this placement costs by the objective, in seconds."""
-        return objective(self.cost_graph, self.assignment)
+        return objective(self.priced, self.assignment, max_segments=self.options.max_segments)
 
     @cached_property
     def all_cpu_s(self) -> float:

@@ -53,6 +53,7 @@ class Timing:
     `cycles` and `milliseconds` cover the FPGA segments alone, each from the start of its first weight load to its
     last write. Transfers, launches and the CPU pieces stand beside them, and `total_ms` is the sum of all, one after
     another. Seconds of CPU pieces are the plan's estimates; device fields that nobody published are assumed.
+    `pinned_bytes` of weights are on the chip before the first run; loading them is not counted.
     """
 
     device: Device
@@ -60,6 +61,7 @@ class Timing:
     segments: tuple[FpgaSegment, ...]
     cpu_pieces: tuple[CpuPiece, ...]
     transfers: tuple[Transfer, ...]
+    pinned_bytes: float = 0
 
     @property
     def cycles(self) -> int:
@@ -103,11 +105,12 @@ def plan_timing(plan: Plan) -> Timing:
             pieces.append(CpuPiece(part.phase, part.nodes, seconds))
             continue
         layers = segment_layers(plan.graph, part.nodes, plan.device, plan.numbers)
-        segments.append(FpgaSegment(part.phase, layers, segment_timing(layers, plan.device, plan.numbers)))
-    return Timing(plan.device, plan.numbers, tuple(segments), tuple(pieces), tuple(_transfers(plan)))
+        segments.append(FpgaSegment(part.phase, layers, segment_timing(layers, plan.device, plan.numbers, plan.pinned)))
+    on_chip = sum(plan.cost_graph.node_of[name].weight for name in plan.pinned)
+    return Timing(plan.device, plan.numbers, tuple(segments), tuple(pieces), tuple(plan_transfers(plan)), on_chip)
 
 
-def _transfers(plan: Plan) -> Iterator[Transfer]:
+def plan_transfers(plan: Plan) -> Iterator[Transfer]:
     """As in the objective: what the FPGA reads of the host's goes there once, what the host needs comes back once."""
     for tensor in plan.cost_graph.tensors:
         readers = {plan.assignment[name] for name in tensor.consumers}
