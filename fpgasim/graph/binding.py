@@ -36,7 +36,7 @@ def with_input_shapes(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> Gr
             whole[name] = shape
             continue
         fits = len(shape) == len(declared) and all(
-            actual == dim if isinstance(dim, int) else actual >= 1 for dim, actual in zip(declared, shape, strict=True)
+            actual == dim if isinstance(dim, int) else actual >= 0 for dim, actual in zip(declared, shape, strict=True)
         )
         if not fits:
             wanted = ", ".join(map(str, declared))

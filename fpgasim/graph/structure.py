@@ -32,11 +32,13 @@ class Tensor:
 
     `dtype` is `object` for strings, for what is not a tensor, and where no type could be inferred. In `shape` a `str`
     is a symbolic dimension and `None` an unknown one; the whole `shape` is `None` if not even the rank is known.
+    `container` is empty for a tensor; else it says what the value is, as in `sequence(tensor(float))`.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[Dim, ...] | None
+    container: str = ""
 
     @property
     def static(self) -> bool:
@@ -262,8 +264,8 @@ def constant_array(value: ir.Value | None) -> np.ndarray | None:
 
 
 def shape_of(value: ir.Value) -> tuple[Dim, ...] | None:
-    """The dimensions of a value; None if the rank is unknown."""
-    if value.shape is None:
+    """The dimensions of a value; None if the rank is unknown, or it is no tensor."""
+    if value.shape is None or _container(value):
         return None
     return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
 
@@ -271,7 +273,11 @@ def shape_of(value: ir.Value) -> tuple[Dim, ...] | None:
 def _tensor(value: ir.Value) -> Tensor:
     known = isinstance(value.type, ir.TensorType) and value.type.dtype != ir.DataType.UNDEFINED
     dtype = np.dtype(value.type.dtype.numpy()) if known and value.type is not None else np.dtype(object)
-    return Tensor(value.name or "", dtype, shape_of(value))
+    return Tensor(value.name or "", dtype, shape_of(value), _container(value))
+
+
+def _container(value: ir.Value) -> str:
+    return "" if value.type is None or isinstance(value.type, ir.TensorType) else str(value.type).lower()
 
 
 def _node(node: ir.Node) -> Node:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,8 @@ def check_feeds(inputs: Sequence[Tensor], feeds: Mapping[str, npt.ArrayLike]) ->
     """The fed arrays by name, of the dtypes that `inputs` declare.
 
     Floating-point numbers of another precision are converted, and whole numbers of another size if they fit; nothing
-    else is. Raises InputError naming the input, what was fed and what would do. Symbolic dimensions take any size
-    from 1 up; whether those of several inputs agree is for the graph to say.
+    else is. Raises InputError naming the input, what was fed and what would do. Symbolic dimensions take any size;
+    whether those of several inputs agree is for the graph to say.
     """
     if not isinstance(feeds, Mapping):
         raise InputError(f"feeds is a {type(feeds).__name__}; a mapping from input name to array would do")
@@ -37,6 +37,8 @@ def check_feeds(inputs: Sequence[Tensor], feeds: Mapping[str, npt.ArrayLike]) ->
 
 
 def _checked(tensor: Tensor, value: npt.ArrayLike) -> Array:
+    if tensor.container:
+        return cast(Array, _contained(tensor, value))
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -45,13 +47,21 @@ def _checked(tensor: Tensor, value: npt.ArrayLike) -> Array:
     if tensor.shape is None:
         return array
     fits = len(array.shape) == len(tensor.shape) and all(
-        actual == dim if isinstance(dim, int) else actual >= 1
-        for dim, actual in zip(tensor.shape, array.shape, strict=True)
+        actual == dim or not isinstance(dim, int) for dim, actual in zip(tensor.shape, array.shape, strict=True)
     )
     if not fits:
         hint = "; a single one needs an axis for the batch" if len(array.shape) == len(tensor.shape) - 1 else ""
         raise InputError(f"input {tensor.name!r} has shape {array.shape}; {_wanted(tensor)} would do{hint}")
     return array
+
+
+def _contained(tensor: Tensor, value: Any) -> Any:
+    """A sequence as a list of arrays; an optional as what it holds or None. ONNX Runtime checks the elements."""
+    if isinstance(value, list | tuple) and "sequence" in tensor.container:
+        return [element if isinstance(element, list) else np.asarray(element) for element in value]
+    if not tensor.container.startswith("optional") or ("sequence" in tensor.container and value is not None):
+        raise InputError(f"input {tensor.name!r} is a {type(value).__name__}; {_wanted(tensor)} would do")
+    return None if value is None else np.asarray(value)
 
 
 def _with_dtype(tensor: Tensor, array: Array) -> Array:
@@ -71,6 +81,9 @@ def _with_dtype(tensor: Tensor, array: Array) -> Array:
 
 
 def _wanted(tensor: Tensor) -> str:
+    if tensor.container:
+        what = "a list of arrays" if "sequence" in tensor.container else "an array"
+        return f"{what}{' or None' * tensor.container.startswith('optional')}, {tensor.container},"
     kind = "strings" if tensor.dtype.kind == "O" else str(tensor.dtype)
     if tensor.shape is None:
         return kind

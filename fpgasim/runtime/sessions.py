@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import time
@@ -161,8 +162,8 @@ class Session:
 
     def _for_shapes(self, arrays: Mapping[str, Array]) -> tuple[Plan, tuple[_Step, ...]]:
         """The plan for the shapes of `arrays` and its steps, made if this is the first time."""
-        shapes = {tensor.name: arrays[tensor.name].shape for tensor in self.inputs}
-        if all(tensor.shape == shapes[tensor.name] for tensor in self.plan.graph.inputs):
+        shapes = {tensor.name: arrays[tensor.name].shape for tensor in self.inputs if not tensor.container}
+        if all(tensor.shape == shapes.get(tensor.name) for tensor in self.plan.graph.inputs):
             return self.plan, self._steps
         key = tuple(shapes.values())
         with self._lock:
@@ -207,7 +208,7 @@ def _checked_names(plan: Plan, outputs: Sequence[str]) -> list[str]:
 
 def _result(plan: Plan, name: str, values: Mapping[str, Array], fed: Mapping[str, Array]) -> Array:
     if name in values:
-        return values[name].copy() if name in fed else values[name]
+        return copy.copy(values[name]) if name in fed else values[name]
     constant = plan.graph.constant(name)
     assert constant is not None, f"no step makes tensor {name!r}"
     return np.array(constant)

@@ -150,7 +150,8 @@ def test_input_shapes_bind_their_symbols(net):
     assert net.with_input_shapes({"image": (3, 3, 12, 12)}).outputs[0].shape == (3, 5)
     with pytest.raises(UnknownNameError, match=r"'picture'.*image"):
         net.with_input_shapes({"picture": (1, 3, 12, 12)})
-    for shape in ((1, 3, 13, 12), (3, 12, 12), (0, 3, 12, 12)):
+    assert net.with_input_shapes({"image": (0, 3, 12, 12)}).outputs[0].shape == (0, 5)
+    for shape in ((1, 3, 13, 12), (3, 12, 12), (-1, 3, 12, 12)):
         with pytest.raises(InputError, match=r"takes \(N, 3, 12, 12\)"):
             net.with_input_shapes({"image": shape})
 
