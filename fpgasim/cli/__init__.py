@@ -12,11 +12,19 @@ from typing import Any
 import click
 
 import fpgasim
-from fpgasim.cli import cycles, emission, listing, models, numbers, programs, reports, speed, zoo
+from fpgasim.cli import cycles, emission, listing, models, numbers, partitioning, programs, reports, speed, zoo
 from fpgasim.errors import FpgasimError, status
 
 COMMANDS = {
-    "Networks": (models.run, models.partition, cycles.simulate, reports.report, reports.sweep, zoo.zoo, models.demo),
+    "Networks": (
+        models.run,
+        partitioning.partition,
+        cycles.simulate,
+        reports.report,
+        reports.sweep,
+        zoo.zoo,
+        models.demo,
+    ),
     "Numbers": (numbers.quantize,),
     "Programs of the engine": (emission.emit, programs.asm, programs.disasm),
     "Speed": (speed.bench,),

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from fpgasim.zoo import Preprocessing
 
 #: The parameters of a command that a saved plan has decided.
-DECIDED = ("weights", "device", "format_", "objective")
+DECIDED = (
+    *("weights", "device", "format_", "objective", "algorithm", "costs", "max_segments", "capacity", "residency"),
+    *("force", "cut_at", "require_fpga", "dim", "time_limit"),
+)
 #: What a plan file begins with, being a zip, and no ONNX file does.
 _ZIP = b"PK\x03\x04"
 #: Value of --weights that stands for trained weights which are already on this machine.
@@ -62,9 +65,11 @@ def open_plan(path: str) -> Plan | None:
         return None
     context = click.get_current_context()
     for name in DECIDED:
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
-            option = f"--{name.rstrip('_')}"
-            raise InputError(f"{option} {context.params[name]}: the plan {path!r} has decided that; leave {option} out")
+        if name in context.params and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            option = f"--{name.rstrip('_').replace('_', '-')}"
+            value = context.params[name]
+            given = " ".join(value) if isinstance(value, tuple) else value
+            raise InputError(f"{option} {given}: the plan {path!r} has decided that; leave {option} out")
     return Plan.load(path)
 
 

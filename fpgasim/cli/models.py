@@ -1,4 +1,4 @@
-"""`fpgasim run`, `partition` and `demo`: what becomes of a network."""
+"""`fpgasim run` and `demo`, and the options of every command that makes a plan."""
 
 from __future__ import annotations
 
@@ -188,27 +188,6 @@ def run(
     show("", runs.timing_table(plan, timing), "", runs.timing_notes(plan, timing))
     times = f"{host['run_s']:.2f} s, and {host['compile_s']:.2f} s to pack the weights"
     show(f"\nThe emulation itself took {times}, on this machine with the {session.kernels.name} kernels.")
-
-
-@click.command()
-@planned
-@click.option("--save", metavar="FILE.fpgaplan", help="Write the plan, a MODEL for the other commands.")
-def partition(
-    model: str, weights: str | None, device: str, format_: str, objective: str, json_: bool, save: str | None
-) -> None:
-    """Place every node of MODEL on the FPGA or the CPU and print why.
-
-    MODEL is an ONNX file, a network of the zoo or a saved plan. Symbolic dimensions count as 1.
-    """
-    from fpgasim.report import runs
-
-    plan = make_plan(model, weights, device, format_, objective)
-    if save is not None:
-        plan.save(save)
-    if json_:
-        click.echo(to_json({"provenance": plan_provenance(model, weights, plan), "plan": runs.plan_json(plan)}))
-        return
-    show(plan.explain(), *([f"\nwrote {save}"] if save else []))
 
 
 @click.command()

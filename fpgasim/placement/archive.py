@@ -153,7 +153,8 @@ def load(path: str | os.PathLike[str]) -> Plan:
 
 def _model(archive: zipfile.ZipFile) -> onnx.ModelProto:
     """The model in `archive`, its weights put back."""
-    model = onnx.ModelProto.FromString(archive.read(_MODEL))
+    model = onnx.ModelProto()
+    model.ParseFromString(archive.read(_MODEL))
     with archive.open(_WEIGHTS) as file:
         _put_weights(model, file)
     return model

@@ -13,10 +13,10 @@ from fpgasim.numerics import BlockFormat
 from fpgasim.placement.cost_graph import CostGraph, Placement, Side, objective as cost_of, phases, pin
 from fpgasim.placement.costs import CostTable, cost_table
 from fpgasim.placement.cpu_costs import cpu_seconds
-from fpgasim.placement.explaining import milliseconds
 from fpgasim.placement.mincut import lower_bound, minimum_cut
 from fpgasim.placement.plan import OBJECTIVES, Costs, Decision, Objective, Options, Plan, ReasonCode, priced
 from fpgasim.placement.solving import Algorithm, Maker, Weights, forced_sides, solve
+from fpgasim.placement.wording import milliseconds
 
 
 def partition(
@@ -176,15 +176,21 @@ def _capacity(options: Options, device: Device, numbers: Numbers) -> float | Non
     """The capacity to plan with; InputError for one beyond the chip's where weights are to stay on it."""
     if options.weights == "streamed":
         return options.capacity
-    there = on_chip_bytes(device, numbers)
     if options.capacity is None:
-        return there if options.weights == "pinned" else there // 2
+        return chip_capacity(options.weights, device, numbers)
+    there = on_chip_bytes(device, numbers)
     if options.capacity > there:
         raise InputError(
             f"capacity={options.capacity:,} bytes of weights do not stay on {device.name!r}, which holds {there:,} in "
             f"{numbers.format.name}"
         )
     return options.capacity
+
+
+def chip_capacity(weights: Weights, device: Device, numbers: Numbers) -> int:
+    """Bytes of weights that may stay on the chip: all it holds, or half where others stream through the rest."""
+    there = on_chip_bytes(device, numbers)
+    return there if weights == "pinned" else there // 2
 
 
 def _measured(graph: Graph) -> dict[str, float]:

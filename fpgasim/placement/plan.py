@@ -17,6 +17,7 @@ from fpgasim.placement.cost_graph import CostGraph, Side, check_convex, objectiv
 from fpgasim.placement.solving import ALGORITHMS, WEIGHTS, Algorithm, Maker, Weights
 
 if TYPE_CHECKING:
+    from fpgasim.placement.explaining import Explanation
     from fpgasim.placement.timing import Timing
 
 Objective = Literal["latency", "coverage"]
@@ -73,14 +74,14 @@ class Options:
         ):
             if name not in known:
                 raise UnknownNameError(kind, name, known)
-        for name, side in self.force:
-            if not isinstance(name, str):
-                raise InputError(f"force: {name!r} is no node name or pattern")
+        for pattern, side in self.force:
+            if not isinstance(pattern, str):
+                raise InputError(f"force: {pattern!r} is no node name or pattern")
             if side not in SIDES:
                 raise UnknownNameError("side", side, SIDES)
-        for name in self.cut_at:
-            if not isinstance(name, str):
-                raise InputError(f"cut_at: {name!r} is no tensor name")
+        for tensor in self.cut_at:
+            if not isinstance(tensor, str):
+                raise InputError(f"cut_at: {tensor!r} is no tensor name")
         if not isinstance(self.require_fpga, bool):
             raise InputError(f"require_fpga={self.require_fpga!r} must be True or False")
         check_limits(self.max_segments, self.capacity, self.time_limit)
@@ -173,9 +174,9 @@ class Plan:
                     f"the decision about node {node.name!r} says {decision.cpu_s} s on the CPU and {decision.fpga_s} s "
                     f"on the FPGA, the cost graph {node.cpu} and {node.fpga}"
                 )
-        for name in self.pinned:
-            if self.options.weights == "streamed" or self.assignment.get(name) != "fpga":
-                raise PlacementError(f"the weights of node {name!r} do not stay on the chip in this plan")
+        for node_name in self.pinned:
+            if self.options.weights == "streamed" or self.assignment.get(node_name) != "fpga":
+                raise PlacementError(f"the weights of node {node_name!r} do not stay on the chip in this plan")
         if isinstance(self.solver_s, bool) or not isinstance(self.solver_s, int | float) or not self.solver_s >= 0:
             raise PlacementError(f"solver_s={self.solver_s!r} is no time in seconds")
         bound, cost = self.lower_bound_s, self.objective_s  # refuses a node on a side that it cannot be on
@@ -262,11 +263,38 @@ class Plan:
         on_fpga = sum(count for name, count in macs.items() if self.assignment[name] == "fpga")
         return on_fpga / sum(macs.values()) if any(macs.values()) else 0.0
 
-    def explain(self) -> str:
-        """The plan as text: the figures, every node with its reason, the segments with their transfers."""
-        from fpgasim.placement.explaining import explain
+    def explain(self, counterfactuals: bool = True) -> str:
+        """`explanation` as text: the figures, what would help, every node with its reason, the steps in order."""
+        from fpgasim.placement.explaining import explanation
+        from fpgasim.placement.wording import text
 
-        return explain(self)
+        return text(self, explanation(self, counterfactuals))
+
+    def explanation(self, counterfactuals: bool = True) -> Explanation:
+        """Why every node is where it is and what it would cost elsewhere, what is moved, what would make it quicker.
+
+        With `counterfactuals` the nodes are placed anew with each of them on its other side, with each group of
+        unsupported ones supported, and with other limits; without, nothing is solved for.
+        """
+        from fpgasim.placement.explaining import explanation
+
+        return explanation(self, counterfactuals)
+
+    def to_dot(self) -> str:
+        """A picture of the plan in Graphviz's language.
+
+        Green nodes are on the FPGA, red ones the engine cannot compute, orange ones it could. Segments and CPU pieces
+        are boxes around their nodes; thick edges cross between host and FPGA.
+        """
+        from fpgasim.placement.graphviz import to_dot
+
+        return to_dot(self)
+
+    def to_svg(self) -> str:
+        """The picture of `to_dot` as SVG. Raises InputError where pygraphviz is not installed (the extra `svg`)."""
+        from fpgasim.placement.graphviz import to_svg
+
+        return to_svg(self)
 
     def timing(self) -> Timing:
         """What one run takes by the event model, in cycles and seconds: layers, transfers and CPU pieces in turn.
