@@ -1,103 +1,251 @@
-"""A plan as text."""
+"""`Explanation`: a plan in figures, node by node and as a whole, and what would make it quicker.
+
+`Explanation.to_dict` is the JSON form; docs/explaining.md says what each key means.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
-import textwrap
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from fpgasim.npu import device_rows
-from fpgasim.placement.costs import transfer_bytes
+from fpgasim.errors import PlacementError
+from fpgasim.placement.advising import TOTAL_S, Advice, Clock, Obstacle, find_advice, find_obstacles
+from fpgasim.placement.cost_graph import Side, objective
+from fpgasim.placement.counterfactuals import Counterfactual, counterfactuals as find_counterfactuals
+from fpgasim.placement.solving import solve
+from fpgasim.placement.timing import Transfer, plan_transfers
 
 if TYPE_CHECKING:
-    from fpgasim.placement.cost_graph import Side
-    from fpgasim.placement.plan import Plan
+    from fpgasim.placement.plan import Plan, ReasonCode
 
-WIDTH = 118
-_ASKED = {"latency": "the shortest time", "coverage": "as much as possible on the FPGA"}
-_CHOSEN = {"mincut": "the minimum cut", "coverage": "all that the engine can compute", "all-cpu": "all on the CPU"}
+#: Of `to_dict`; raised by one whenever a key goes or changes its meaning.
+SCHEMA = 1
 
 
-def milliseconds(seconds: float) -> str:
-    """`seconds` in ms, with three significant digits."""
-    return f"{seconds * 1e3:.3g} ms" if seconds < 0.9995 else f"{seconds * 1e3:.0f} ms"
+@dataclass(frozen=True)
+class NodeExplanation:
+    """A node: where it runs, why, what it costs here and there, and what the whole with it on the other side.
+
+    `step` is the step it runs in, from 1. `receives` and `sends` are the tensors it reads and makes that are moved
+    between host and FPGA. `other_side` is None where nothing was solved for.
+    """
+
+    name: str
+    operator: str
+    device: Side
+    step: int
+    code: ReasonCode
+    message: str
+    macs: int
+    cpu_s: float
+    fpga_s: float | None
+    weight_bytes: float
+    pinned: bool
+    receives: tuple[str, ...]
+    sends: tuple[str, ...]
+    other_side: Counterfactual | None
 
 
-def explain(plan: Plan) -> str:
-    """The plan as text: see `Plan.explain`."""
-    return "\n".join([*_headline(plan), "", *_nodes(plan, "cpu"), *_nodes(plan, "fpga"), *_segments(plan)])
+@dataclass(frozen=True)
+class Step:
+    """An FPGA segment or a CPU piece, in running order.
+
+    `seconds` are its nodes with its launch or call, less what pairs of nodes save; all steps and all transfers add up
+    to the objective. A tensor is moved once and stays: `to_fpga` are those brought for this step first, `to_cpu` those
+    it makes that the host needs.
+    """
+
+    kind: Side
+    nodes: tuple[str, ...]
+    seconds: float
+    weight_bytes: float
+    to_fpga: tuple[str, ...]
+    to_cpu: tuple[str, ...]
 
 
-def _headline(plan: Plan) -> Iterator[str]:
-    numbers, kinds = plan.numbers, [segment.kind for segment in plan.segments]
-    macs = sum(plan.graph.macs(node) for node in plan.graph.nodes)
-    share = math.floor(plan.fpga_mac_share * 1000) / 1000  # 100.0% is said of all only
-    on_fpga = sum(side == "fpga" for side in plan.assignment.values())
-    yield (
-        f"{plan.graph.name} on {plan.device.name} in {numbers.format.name} (blocks of {numbers.format.block}, "
-        f"{numbers.accumulator} sums in {numbers.order} order, {numbers.pointwise} between layers)"
+@dataclass(frozen=True)
+class Baseline:
+    """What is compared with: its time by the same objective, and how many FPGA segments it has."""
+
+    seconds: float
+    segments: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A plan in figures; all times in seconds.
+
+    `greedy` is what a partitioner that looks at no costs would do within the same limits: everything the engine can
+    compute on the FPGA, in topological order, until a limit is reached; None where that meets none of the demands.
+    `event_model_s` is what the event model says of the plan (`Plan.timing`); it is not what was minimised. `obstacles`
+    and `advice` say what would make it quicker; without counterfactuals there is no advice and no saving.
+    """
+
+    schema: int
+    network: str
+    device: str
+    format: str
+    accumulator: str
+    order: str
+    pointwise: str
+    objective: str
+    algorithm: str
+    options: Mapping[str, Any]
+    note: str
+    objective_s: float
+    lower_bound_s: float
+    gap: float
+    all_cpu_s: float
+    greedy: Baseline | None
+    event_model_s: float
+    solver_s: float
+    macs: int
+    fpga_mac_share: float
+    steps: tuple[Step, ...]
+    transfers: tuple[Transfer, ...]
+    obstacles: tuple[Obstacle, ...]
+    advice: tuple[Advice, ...]
+    nodes: tuple[NodeExplanation, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The explanation as JSON values: the fields by name."""
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return values
+
+
+def explanation(plan: Plan, counterfactuals: bool = True) -> Explanation:
+    """The explanation of `plan`: see `Plan.explanation`."""
+    clock = Clock(TOTAL_S) if counterfactuals else None
+    transfers = tuple(plan_transfers(plan))
+    obstacles = find_obstacles(plan, clock)
+    numbers = plan.numbers
+    return Explanation(
+        schema=SCHEMA,
+        network=plan.graph.name,
+        device=plan.device.name,
+        format=numbers.format.name,
+        accumulator=numbers.accumulator,
+        order=numbers.order,
+        pointwise=numbers.pointwise,
+        objective=plan.objective_name,
+        algorithm=plan.algorithm,
+        options=dataclasses.asdict(plan.options),
+        note=plan.note,
+        objective_s=plan.objective_s,
+        lower_bound_s=plan.lower_bound_s,
+        gap=plan.gap,
+        all_cpu_s=plan.all_cpu_s,
+        greedy=_greedy(plan),
+        event_model_s=plan.timing().total_ms / 1e3,
+        solver_s=plan.solver_s,
+        macs=sum(plan.graph.macs(node) for node in plan.graph.nodes),
+        fpga_mac_share=plan.fpga_mac_share,
+        steps=steps_of(plan, transfers),
+        transfers=transfers,
+        obstacles=obstacles,
+        advice=() if clock is None else find_advice(plan, obstacles, clock),
+        nodes=_nodes(plan, transfers, _other_sides(plan) if counterfactuals else {}),
     )
-    yield f"asked for {_ASKED[plan.objective_name]}; the placement is {_CHOSEN[plan.algorithm]}"
-    if plan.note:
-        yield from textwrap.wrap(f"note: {plan.note}", WIDTH, subsequent_indent="  ")
-    yield (
-        f"on the FPGA: {share:.1%} of {macs / 1e9:.3g} G multiply-accumulates, {on_fpga} of "
-        f"{len(plan.assignment)} nodes, FPGA segments: {kinds.count('fpga')}, CPU pieces: {kinds.count('cpu')}"
+
+
+def _demands(plan: Plan) -> dict[str, Side]:
+    return {decision.node: decision.device for decision in plan.decisions if decision.code == "forced"}
+
+
+def _greedy(plan: Plan) -> Baseline | None:
+    options = plan.options
+    limits = options.max_segments, options.capacity, _demands(plan)
+    try:
+        found = solve(plan.cost_graph, "greedy", *limits, weights=options.weights)
+    except PlacementError:
+        return None
+    return Baseline(found.objective, len(found.segments))
+
+
+def _other_sides(plan: Plan) -> Mapping[str, Counterfactual]:
+    """Every node on its other side and the rest as the plan's rule then has it; for coverage that is where it is."""
+    options = plan.options
+    if plan.objective_name == "latency":
+        return find_counterfactuals(
+            plan.cost_graph,
+            plan.assignment,
+            force=_demands(plan),
+            max_segments=options.max_segments,
+            capacity=options.capacity,
+            weights=options.weights,
+        )
+    found = {}
+    for node in plan.priced.nodes:
+        side: Side = "fpga" if plan.assignment[node.name] == "cpu" else "cpu"
+        seconds = None
+        if side == "cpu" or node.fpga is not None:
+            moved = {**plan.assignment, node.name: side}
+            seconds = objective(plan.priced, moved, max_segments=options.max_segments)
+        found[node.name] = Counterfactual(side, seconds, seconds)
+    return found
+
+
+def steps_of(plan: Plan, transfers: Sequence[Transfer]) -> tuple[Step, ...]:
+    """The segments and pieces of `plan` in running order."""
+    costs = plan.priced
+    up = {transfer.tensor for transfer in transfers if transfer.direction == "to_fpga"}
+    down = {transfer.tensor for transfer in transfers if transfer.direction == "to_cpu"}
+    saves: dict[str, float] = {}
+    for pair in costs.pairs:
+        if plan.assignment[pair.first] == plan.assignment[pair.second] == "fpga":
+            saves[pair.second] = saves.get(pair.second, 0.0) + pair.saves
+    steps = []
+    for segment in plan.segments:
+        to_fpga: tuple[str, ...] = ()
+        to_cpu: tuple[str, ...] = ()
+        nodes = [costs.node_of[name] for name in segment.nodes]
+        if segment.kind == "cpu":
+            terms = [costs.cpu_call, *(node.cpu for node in nodes)]
+        else:
+            terms = [costs.launch, *(node.fpga or 0.0 for node in nodes), *(-saves.get(n.name, 0.0) for n in nodes)]
+            to_fpga = tuple(name for name in segment.inputs if name in up)
+            up -= set(to_fpga)
+            to_cpu = tuple(name for name in segment.outputs if name in down)
+        weight_bytes = sum(node.weight for node in nodes)
+        steps.append(Step(segment.kind, segment.nodes, math.fsum(terms), weight_bytes, to_fpga, to_cpu))
+    return tuple(steps)
+
+
+def _nodes(
+    plan: Plan, transfers: Sequence[Transfer], other_sides: Mapping[str, Counterfactual]
+) -> tuple[NodeExplanation, ...]:
+    moved = {transfer.tensor for transfer in transfers}
+    receives: dict[str, list[str]] = {name: [] for name in plan.assignment}
+    sends: dict[str, list[str]] = {name: [] for name in plan.assignment}
+    for tensor in plan.cost_graph.tensors:
+        home = "cpu" if tensor.producer is None else plan.assignment[tensor.producer]
+        if tensor.name in moved:
+            for name in tensor.consumers:
+                if plan.assignment[name] != home:
+                    receives[name].append(tensor.name)
+            if tensor.producer is not None:
+                sends[tensor.producer].append(tensor.name)
+    step_of = {name: i for i, segment in enumerate(plan.segments, 1) for name in segment.nodes}
+    return tuple(
+        NodeExplanation(
+            name=decision.node,
+            operator=node.op_type,
+            device=decision.device,
+            step=step_of[decision.node],
+            code=decision.code,
+            message=decision.message,
+            macs=plan.graph.macs(node),
+            cpu_s=decision.cpu_s,
+            fpga_s=decision.fpga_s,
+            weight_bytes=plan.cost_graph.node_of[decision.node].weight,
+            pinned=decision.node in plan.pinned,
+            receives=tuple(receives[decision.node]),
+            sends=tuple(sends[decision.node]),
+            other_side=other_sides.get(decision.node),
+        )
+        for decision, node in zip(plan.decisions, plan.graph.nodes, strict=True)
     )
-    yield (
-        f"predicted {milliseconds(plan.objective_s)}, all on the CPU {milliseconds(plan.all_cpu_s)}; "
-        f"by the same costs no placement takes less than {milliseconds(plan.lower_bound_s)} (gap {plan.gap:.2%})"
-    )
-    rows = [row for row in device_rows(plan.device) if row.source == "assumed"]
-    rows = [row for row in rows if getattr(numbers, row.field, row.value) == row.value]  # not what the plan overrides
-    assumed = [f"{r.field}={f'{r.value:g}' if isinstance(r.value, float) else r.value} {r.unit}".rstrip() for r in rows]
-    if assumed:
-        text = f"assumed of {plan.device.name}, not published: {', '.join(assumed)}"
-        yield from textwrap.wrap(text, WIDTH, subsequent_indent="  ")
-    yield "CPU times come from a table for one thread of a server core; FPGA times are of a node by itself, unfused"
-
-
-def _nodes(plan: Plan, side: Side) -> Iterator[str]:
-    """The nodes on one side, each with its reason."""
-    decisions = [decision for decision in plan.decisions if decision.device == side]
-    if not decisions:
-        return
-    yield f"{len(decisions)} nodes on the {side.upper()}"
-    rows = [("node", "operator", "CPU", "FPGA", "reason")]
-    for d in decisions:
-        fpga = "-" if d.fpga_s is None else milliseconds(d.fpga_s)
-        rows.append((d.node, plan.graph.node(d.node).op_type, milliseconds(d.cpu_s), fpga, f"{d.code}: {d.message}"))
-    yield from _table(rows)
-    yield ""
-
-
-def _segments(plan: Plan) -> Iterator[str]:
-    """Segments and CPU pieces in order, and what each FPGA segment moves; what was moved once stays."""
-    there: set[str] = set()
-    on_cpu = {t.name for t in plan.cost_graph.tensors if t.producer is None or plan.assignment[t.producer] == "cpu"}
-    needed = {
-        t.name
-        for t in plan.cost_graph.tensors
-        if t.output or any(plan.assignment[name] == "cpu" for name in t.consumers)
-    }
-    rows = [("step", "nodes", "to the FPGA", "to the CPU")]
-    for i, segment in enumerate(plan.segments, 1):
-        up = [name for name in segment.inputs if name in on_cpu and name not in there] if segment.kind == "fpga" else []
-        down = [name for name in segment.outputs if name in needed] if segment.kind == "fpga" else []
-        there.update(up)
-        rows.append((f"{i} {segment.kind}", str(len(segment.nodes)), _moved(plan, up), _moved(plan, down)))
-    yield "steps in order"
-    yield from _table(rows)
-
-
-def _moved(plan: Plan, names: Sequence[str]) -> str:
-    parts = [f"{name} {transfer_bytes(plan.graph, name, plan.device, plan.numbers):,} bytes" for name in names]
-    return ", ".join(parts) or "-"
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """`rows` in columns; the last column is not padded."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
