@@ -1,26 +1,14 @@
-"""From a picture to what a network takes in: decode, resize, normalise.
+"""From a picture to what a network takes in: decode, resize, normalise; and how others did it for their weights."""
 
-EXIF is ignored, orientation included, as the networks' own evaluations do. Greyscale, palette and CMYK pictures are
-converted to RGB; an alpha channel is dropped. Of an animation the first frame is taken.
-"""
-
-import io
-import os
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
-from fpgasim.errors import ImageError, InputError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-Picture: TypeAlias = "str | os.PathLike[str] | bytes | Image | np.ndarray[Any, Any]"
-
-#: More pixels than this, decoded or after resizing, are refused (Pillow's own limit for a suspected bomb).
-MAX_PIXELS = 89_478_485
+from fpgasim.errors import InputError
+from fpgasim.zoo.azure_images import MEANS, AzurePreprocessing
+from fpgasim.zoo.decoding import Picture, check_pixels, decode, name_of, to_pillow
 
 IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
@@ -28,7 +16,7 @@ IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How pixels become input: resized, then (pixel - mean) / std per channel, pixels 0…255.
+    """How pixels become input: resized by Pillow, then (pixel - mean) / std per channel, pixels 0…255.
 
     `stretch` resizes the whole picture to `size` x `size`, whatever its shape; `center_crop` resizes the shorter side
     to `shorter_side` and cuts `size` x `size` from the middle. `mean` and `std` are in the order of `channels`.
@@ -39,7 +27,7 @@ class Preprocessing:
     std: tuple[float, float, float]
     resize: Literal["stretch", "center_crop"] = "stretch"
     shorter_side: int | None = None
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     channels: Literal["RGB", "BGR"] = "RGB"
 
     def __post_init__(self) -> None:
@@ -51,88 +39,70 @@ class Preprocessing:
             raise InputError(f"std={self.std}; each must be above 0")
 
 
-def preprocess(preprocessing: "Preprocessing | str", image: Picture) -> np.ndarray[Any, Any]:
+TORCHVISION = Preprocessing(224, IMAGENET_MEAN, IMAGENET_STD, "center_crop", shorter_side=256)
+#: The mean taken off, nothing scaled, as for the weights of Caffe's time; resized as torchvision does.
+MEAN_ONLY = Preprocessing(224, MEANS, (1.0, 1.0, 1.0), "center_crop", shorter_side=256)
+LITE = Preprocessing(224, (127.0,) * 3, (128.0,) * 3, interpolation="bicubic")
+
+#: What goes with weights from elsewhere, by name; docs/pictures.md says which are whose.
+PREPROCESSINGS: dict[str, Preprocessing | AzurePreprocessing] = {
+    "torchvision": TORCHVISION,
+    "torchvision_v2": replace(TORCHVISION, shorter_side=232),
+    "timm_bicubic": replace(TORCHVISION, interpolation="bicubic"),
+    "timm_a1": replace(TORCHVISION, interpolation="bicubic", shorter_side=235),
+    # load_img stretches by the nearest pixel, unless told otherwise
+    "keras": Preprocessing(224, MEANS[::-1], (1.0, 1.0, 1.0), interpolation="nearest", channels="BGR"),
+    "keras_densenet": Preprocessing(224, IMAGENET_MEAN, IMAGENET_STD, interpolation="nearest"),
+    "azure": AzurePreprocessing(),
+    "azure_densenet121": AzurePreprocessing(scaling_factor=0.017),
+    "azure_ssd_vgg": AzurePreprocessing(output_height=300, output_width=300, preserve_aspect_ratio=False),
+}
+
+
+def preprocess(
+    preprocessing: Preprocessing | AzurePreprocessing | str, image: "Picture | Sequence[Picture]"
+) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The picture as float32 of shape (1, 3, size, size), as `preprocessing` or the network of that name takes it in.
 
-    `image` is a path, the bytes of an encoded picture, a PIL image or a uint8 array of shape (height, width, 3), RGB.
-    Raises ImageError, naming the file, for a picture that cannot be decoded whole, is too large or has more than 8 bits
-    a channel; UnknownNameError for an unknown network.
+    `image` is a path, the bytes of an encoded picture, a PIL image, a uint8 array of shape (height, width, 3), RGB, or
+    a list of n such, for (n, 3, size, size). A name is one of NETWORKS or PREPROCESSINGS. Pillow decodes and resizes
+    for a Preprocessing; `azure_images` tells of the other. Raises ImageError, naming the file, for a picture that
+    cannot be decoded whole, is too large or has more than 8 bits a channel; UnknownNameError for an unknown name.
     """
+    if isinstance(preprocessing, str):
+        preprocessing = named(preprocessing)
+    images: Sequence[Any] = image if isinstance(image, list | tuple) else [image]
+    if not images:
+        raise InputError("an empty list of pictures; give at least one")
+    return np.ascontiguousarray(np.stack([_apply(preprocessing, one) for one in images]).transpose(0, 3, 1, 2))
+
+
+def named(name: str) -> Preprocessing | AzurePreprocessing:
+    """The entry of PREPROCESSINGS of that name, or the network's; raises UnknownNameError."""
+    from fpgasim.zoo.networks import network
+
+    return PREPROCESSINGS[name] if name in PREPROCESSINGS else network(name).preprocessing
+
+
+def _apply(spec: Preprocessing | AzurePreprocessing, image: Picture) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """One picture as (size, size, 3)."""
     from PIL.Image import Resampling
 
-    if isinstance(preprocessing, str):
-        from fpgasim.zoo.networks import network
-
-        preprocessing = network(preprocessing).preprocessing
-    picture = _decode(image)
+    if isinstance(spec, AzurePreprocessing):
+        return spec.apply(decode(image), name_of(image))
+    picture = to_pillow(image)
     width, height = picture.size
-    size, side = preprocessing.size, preprocessing.shorter_side
+    size, side = spec.size, spec.shorter_side
     if side is not None:
         short = min(width, height)
         scaled = (width * side // short, height * side // short)
     else:
         scaled = (size, size)
-    _check_pixels(scaled, _name(image))
-    picture = picture.resize(scaled, Resampling[preprocessing.interpolation.upper()])
+    check_pixels(scaled, name_of(image))
+    picture = picture.resize(scaled, Resampling[spec.interpolation.upper()])
     left, top = round((scaled[0] - size) / 2), round((scaled[1] - size) / 2)
     pixels = np.asarray(picture.crop((left, top, left + size, top + size)), np.float32)
-    if preprocessing.channels == "BGR":
+    if spec.channels == "BGR":
         pixels = pixels[:, :, ::-1]
-    normal = (pixels - np.array(preprocessing.mean, np.float32)) / np.array(preprocessing.std, np.float32)
-    return np.ascontiguousarray(normal.transpose(2, 0, 1)[None])
-
-
-def _decode(image: Picture) -> "Image":
-    """The picture in RGB."""
-    import PIL.Image
-
-    name = _name(image)
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise ImageError(f"{name}; an array must be uint8 of shape (height, width, 3)")
-        return PIL.Image.fromarray(image)
-    try:
-        if isinstance(image, PIL.Image.Image):
-            return _to_rgb(image, name)
-        if isinstance(image, str | os.PathLike):
-            image = Path(image).read_bytes()
-        if not isinstance(image, bytes):
-            raise ImageError(f"image {name}; give a path, bytes, a PIL image or a uint8 array")
-        if not image:
-            raise ImageError(f"image {name} is empty (0 bytes)")
-        with PIL.Image.open(io.BytesIO(image)) as picture:
-            return _to_rgb(picture, name)
-    except ImageError:
-        raise
-    except PIL.UnidentifiedImageError as error:
-        raise ImageError(f"image {name} is none that Pillow can read; give a JPEG or PNG") from error
-    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
-        raise ImageError(f"image {name} has too many pixels; at most {MAX_PIXELS} are taken") from error
-    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over
-        reason = getattr(error, "strerror", None) or error
-        raise ImageError(f"image {name} cannot be read: {reason}; give a picture such as a JPEG or PNG") from error
-
-
-def _to_rgb(picture: "Image", name: str) -> "Image":
-    _check_pixels(picture.size, name)
-    if picture.mode[0] in "IF":
-        raise ImageError(f"image {name} has mode {picture.mode!r}, more than 8 bits a channel; save it with 8")
-    # A palette goes by way of RGBA, since it may hold transparency as bytes.
-    return (picture.convert("RGBA") if picture.mode == "P" else picture).convert("RGB")
-
-
-def _check_pixels(size: tuple[int, int], name: str) -> None:
-    if size[0] * size[1] > MAX_PIXELS:
-        raise ImageError(f"image {name} makes {size[0]}x{size[1]} pixels; at most {MAX_PIXELS} are taken")
-
-
-def _name(image: Picture) -> str:
-    match image:
-        case str() | os.PathLike():
-            return repr(os.fspath(image))
-        case bytes():
-            return f"of {len(image)} bytes"
-        case np.ndarray():
-            return f"array of {image.dtype} {image.shape}"
-        case _:
-            return f"of type {type(image).__name__}"
+    normal: np.ndarray[Any, Any] = (pixels - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
+    return normal
