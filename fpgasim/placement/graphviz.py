@@ -134,4 +134,4 @@ def _shortened(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ")
+    return html.escape(text, quote=False).replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ")

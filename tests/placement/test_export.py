@@ -17,11 +17,12 @@ from .nets import Net, classifier
 from .split_nets import plan_of
 
 NETWORKS = {"classifier": classifier(), **split_nets.many_ways()}
+PLANS = {name: plan_of(graph, objective="coverage") for name, graph in NETWORKS.items()}
 
 
-@pytest.fixture(params=NETWORKS.values(), ids=NETWORKS)
+@pytest.fixture(params=PLANS.values(), ids=PLANS)
 def plan(request):
-    return plan_of(request.param, objective="coverage")
+    return request.param
 
 
 @pytest.fixture
