@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fpgasim.graph import Graph
     from fpgasim.placement import Plan
-    from fpgasim.zoo import Preprocessing
+    from fpgasim.zoo import AzurePreprocessing, Preprocessing
 
 #: The parameters of a command that a saved plan has decided.
 DECIDED = (
@@ -68,8 +68,9 @@ def open_plan(path: str) -> Plan | None:
         if name in context.params and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
             option = f"--{name.rstrip('_').replace('_', '-')}"
             value = context.params[name]
-            given = " ".join(value) if isinstance(value, tuple) else value
-            raise InputError(f"{option} {given}: the plan {path!r} has decided that; leave {option} out")
+            values = value if isinstance(value, tuple) else () if value is True else (value,)
+            given = " ".join([option, *map(str, values)])
+            raise InputError(f"{given}: the plan {path!r} has decided that; leave {option} out")
     return Plan.load(path)
 
 
@@ -94,28 +95,23 @@ def _pretrained(network: str) -> str:
     raise WeightsError(f"no trained weights of {network!r} are in {cache_dir()}; {remedy}")
 
 
-def preprocessing_of(model: str, spec: str | None, graph: Graph) -> Preprocessing:
+def preprocessing_of(model: str, spec: str | None, graph: Graph) -> Preprocessing | AzurePreprocessing:
     """How a picture becomes the input of `graph`: by `spec`, else like the zoo network `model`, else like torchvision.
 
-    `spec` is the name of a zoo network or fields of `Preprocessing`, as in "size=224,mean=127,std=128".
+    `spec` is the name of a zoo network or of one of PREPROCESSINGS, or fields of `Preprocessing`, as in
+    "size=224,mean=127,std=128".
     """
     from fpgasim import zoo
-    from fpgasim.zoo.networks import TORCHVISION
+    from fpgasim.zoo.images import TORCHVISION, named
 
     if spec is not None and "=" not in spec:
-        return _named(spec)
+        return named(spec)
     if spec is None and model in zoo.names():
-        return _named(model)
+        return named(model)
     size = _picture_size(graph)
     if spec is not None:
         return _parsed(spec, size)
     return dataclasses.replace(TORCHVISION, size=size, shorter_side=size * 256 // 224)
-
-
-def _named(name: str) -> Preprocessing:
-    from fpgasim.zoo.networks import network
-
-    return network(name).preprocessing
 
 
 def _picture_size(graph: Graph) -> int:

@@ -4,7 +4,7 @@ from fpgasim.placement.cost_graph import CostGraph, CostNode, CostTensor, Pair, 
 from fpgasim.placement.counterfactuals import Counterfactual, counterfactuals
 from fpgasim.placement.mincut import Cut, lower_bound, minimum_cut
 from fpgasim.placement.partitioning import partition
-from fpgasim.placement.plan import Decision, Plan, Segment
+from fpgasim.placement.plan import Decision, Options, Plan, Segment
 from fpgasim.placement.solving import Solution, solve, what_if
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Counterfactual",
     "Cut",
     "Decision",
+    "Options",
     "Pair",
     "Plan",
     "Segment",

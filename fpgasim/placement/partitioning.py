@@ -77,6 +77,8 @@ def partition(
         time_limit,
     )
     options = dataclasses.replace(options, capacity=_capacity(options, engine, numbers))
+    if dims is not None and not isinstance(dims, Mapping):
+        raise InputError(f"dims={dims!r} must map symbolic dimensions to sizes, as in {{'N': 8}}")
     bound = graph.bind(dims)
     table = cost_table(bound, engine, numbers, _measured(bound) if costs == "measured" else None)
     forced = _forced(bound, table, options)

@@ -168,15 +168,15 @@ class Plan:
                 f"format {format.name!r} has blocks of {self.numbers.format.block}; "
                 f"device {self.device.name!r} computes in blocks of {format.block}"
             )
+        for node_name in self.pinned:
+            if self.options.weights == "streamed" or self.assignment.get(node_name) != "fpga":
+                raise PlacementError(f"the weights of node {node_name!r} do not stay on the chip in this plan")
         for decision, node in zip(self.decisions, self.priced.nodes, strict=True):
             if (decision.cpu_s, decision.fpga_s) != (node.cpu, node.fpga):
                 raise PlacementError(
                     f"the decision about node {node.name!r} says {decision.cpu_s} s on the CPU and {decision.fpga_s} s "
                     f"on the FPGA, the cost graph {node.cpu} and {node.fpga}"
                 )
-        for node_name in self.pinned:
-            if self.options.weights == "streamed" or self.assignment.get(node_name) != "fpga":
-                raise PlacementError(f"the weights of node {node_name!r} do not stay on the chip in this plan")
         if isinstance(self.solver_s, bool) or not isinstance(self.solver_s, int | float) or not self.solver_s >= 0:
             raise PlacementError(f"solver_s={self.solver_s!r} is no time in seconds")
         bound, cost = self.lower_bound_s, self.objective_s  # refuses a node on a side that it cannot be on
