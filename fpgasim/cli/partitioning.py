@@ -96,6 +96,7 @@ def partition(
     docs/placement.md), whose nodes are placed.
     """
     import fpgasim
+    from fpgasim.report import runs
 
     asked: dict[str, Any] = {
         "algorithm": algorithm,
@@ -125,17 +126,15 @@ def partition(
         )
     written = _write(plan, dot, svg, export, save)
     if json_:
-        result = {"provenance": plan_provenance(model, weights, plan), "plan": plan_json(plan, counterfactuals)}
+        result = {
+            "provenance": plan_provenance(model, weights, plan),
+            "plan": runs.plan_json(plan),
+            "explanation": plan.explanation(counterfactuals).to_dict(),
+            "host": {"solver_s": plan.solver_s},
+        }
         click.echo(to_json(result))
         return
     show(plan.explain(counterfactuals), *([f"\nwrote {', '.join(written)}"] if written else []))
-
-
-def plan_json(plan: Plan, counterfactuals: bool) -> dict[str, Any]:
-    """The plan as JSON values, with the explanation of every node and what the event model says."""
-    from fpgasim.report import runs
-
-    return runs.plan_json(plan) | {"explanation": plan.explanation(counterfactuals).to_dict()}
 
 
 def _write(plan: Plan, dot: str | None, svg: str | None, export: str | None, save: str | None) -> list[str]:

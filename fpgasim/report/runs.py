@@ -109,8 +109,13 @@ def timing_notes(plan: Plan, timing: Timing) -> Any:
     """What the figures of `timing_table` cover, and which of the device's values are assumed."""
     inputs = ", ".join(f"{t.name} {t.shape}" for t in plan.graph.inputs)
     device = timing.device
-    fits = all(segment.timing.fits_on_chip for segment in timing.segments)
-    weights = "the weights fit on the chip but are streamed all the same" if fits else "weights stream from DRAM"
+    weights = "weights stream from DRAM"
+    if timing.pinned_bytes:
+        pinned = f"{scaled(timing.pinned_bytes, 'B')} of weights are on the chip before the first run"
+        streamed = any(segment.timing.load_bytes for segment in timing.segments)
+        weights = f"{pinned}, the others stream from DRAM" if streamed else pinned
+    elif all(segment.timing.fits_on_chip for segment in timing.segments):
+        weights = "the weights fit on the chip but are streamed all the same"
     lines = [
         f"Cycles of {device.name} at {scaled(device.clock_hz, 'Hz')}: from the first weight load to the last write, "
         f"for {inputs}; {weights}.",
@@ -154,6 +159,8 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "objective": plan.objective_name,
         "algorithm": plan.algorithm,
         "note": plan.note,
+        "options": dataclasses.asdict(plan.options),
+        "pinned": plan.pinned,
         "fpga_mac_share": plan.fpga_mac_share,
         "objective_s": plan.objective_s,
         "lower_bound_s": plan.lower_bound_s,
@@ -177,6 +184,7 @@ def timing_json(timing: Timing) -> dict[str, Any]:
         "launch_ms": timing.launch_ms,
         "cpu_ms": timing.cpu_ms,
         "total_ms": timing.total_ms,
+        "pinned_bytes": timing.pinned_bytes,
         "utilization": timing.utilization,
         "clock_hz": timing.device.clock_hz,
         "assumed": timing.device.assumed,
