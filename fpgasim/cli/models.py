@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fpgasim.cli.inputs import PRETRAINED, open_model, open_plan, parse_feeds, preprocessing_of
+from fpgasim.cli.pictures import check_picture, write_picture
 from fpgasim.errors import InputError
 from fpgasim.report.provenance import provenance, to_json
 from fpgasim.report.text import show
@@ -77,9 +78,14 @@ def plan_provenance(model: str, weights: str | None, plan: Plan) -> dict[str, An
 @click.option(
     "--preprocess",
     metavar="SPEC",
-    help="How the picture becomes the input: a zoo network's name, or as in size=224,mean=127,std=128.",
+    help="How the picture becomes the input: a zoo network's name, one such as keras, timm_bicubic or azure, or as in "
+    "size=224,mean=127,std=128.",
 )
 @click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="Classes to print.")
+@click.option(
+    "--threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="A detector's boxes are likelier."
+)
+@click.option("--picture", metavar="FILE", help="Write the picture with the boxes that a detector found on the FPGA.")
 @click.option("--all", "all_", is_flag=True, help="Print every node with its reason instead of the summary.")
 @click.option("--layers", is_flag=True, help="Print the cycles of every layer.")
 @click.option("--kernels", metavar="NAME", help="Kernel backend; see `fpgasim kernels`.")
@@ -95,6 +101,8 @@ def run(
     inputs: tuple[str, ...],
     preprocess: str | None,
     top: int,
+    threshold: float,
+    picture: str | None,
     all_: bool,
     layers: bool,
     kernels: str | None,
@@ -107,8 +115,10 @@ def run(
     """
     import fpgasim
     from fpgasim import zoo
-    from fpgasim.report import comparison, runs
+    from fpgasim.report import comparison, detections, runs
     from fpgasim.runtime.feeds import check_feeds
+    from fpgasim.zoo.boxes import draw_boxes, is_detection
+    from fpgasim.zoo.decoding import to_pillow
 
     if (image is None) == (not inputs):
         raise click.UsageError("Give either --image FILE or --input NAME=FILE.npy.")
@@ -129,6 +139,13 @@ def run(
         plan = _partition(graph.with_input_shapes(shapes), device, format_, objective)
     else:
         plan = saved if shapes == {t.name: t.shape for t in saved.graph.inputs} else saved.replan(shapes)
+    detects = image is not None and is_detection(t.shape or () for t in plan.graph.outputs)
+    if picture is not None:
+        check_picture(picture)
+        if not detects:
+            raise InputError(
+                f"--picture {picture}: {plan.graph.name!r} finds no boxes that could be drawn in a picture"
+            )
     started = time.perf_counter()
     session = fpgasim.compile(plan, kernels)
     compiled = time.perf_counter()
@@ -145,6 +162,11 @@ def run(
         for name, got in outputs.items()
         if image is not None and comparison.classes(got)
     }
+    boxes = zoo.detect(outputs, threshold) if detects else None
+    found = detections.pair(zoo.detect(fp32, threshold), boxes) if boxes is not None else []
+    photo = to_pillow(image) if image is not None and boxes is not None else None
+    if photo is not None and boxes is not None and picture is not None:
+        write_picture(draw_boxes(photo, boxes), picture)
     saturations = dict(session.report().saturations)
     host = {"compile_s": compiled - started, "run_s": ended - compiled}
     if json_:
@@ -159,6 +181,7 @@ def run(
                 }
                 for name, got in outputs.items()
             },
+            "detections": {"threshold": threshold, "objects": list(map(dataclasses.asdict, found))} if photo else None,
             "plan": runs.plan_json(plan),
             "timing": runs.timing_json(timing),
             "saturations": saturations,
@@ -169,7 +192,13 @@ def run(
     show(runs.title(plan))
     if model in zoo.names() and weights is None:
         show(f"The weights are random, so the classes mean nothing; --weights gives others (--weights {PRETRAINED}).")
-    for name, got in outputs.items():
+    if photo is not None:
+        if found:
+            show("", detections.found_table(found, photo.size, plan.numbers.format.name))
+        show("", detections.agreement(found, threshold), *([f"wrote {picture}"] if picture is not None else []))
+        worst = max(differences, key=lambda name: differences[name].relative_error)
+        show(f"{worst}, the worst of {len(outputs)} outputs: {runs.difference_text(differences[worst])}")
+    for name, got in outputs.items() if photo is None else ():
         show("")
         if name in ranked:
             show(runs.classes_table(ranked[name], plan.numbers.format.name), "")

@@ -7,7 +7,8 @@ they say.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -81,10 +82,10 @@ def output_shapes(finest: int = GRIDS[0].cells) -> list[tuple[int, ...]]:
     return [(g.cells, g.cells, g.boxes, values) for values in (len(LABELS), 4) for g in _grids(finest)]
 
 
-def is_detection(outputs: Mapping[str, Array]) -> bool:
-    """Whether these are the twelve outputs of SSD-VGG-300 for one picture."""
-    shapes = sorted(_of_one(array) or () for array in outputs.values())
-    return any(shapes == sorted(output_shapes(finest)) for finest in FINEST)
+def is_detection(shapes: Iterable[tuple[object, ...]]) -> bool:
+    """Whether these are the shapes of the twelve outputs of SSD-VGG-300 for one picture."""
+    of_one = Counter(_of_one(shape) for shape in shapes)
+    return any(of_one == Counter(output_shapes(finest)) for finest in FINEST)
 
 
 def anchors(finest: int = GRIDS[0].cells) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -132,6 +133,16 @@ def detect(
     return Detections(found.classes[unlike], found.scores[unlike], found.boxes[unlike])
 
 
+def overlaps(a: Array, b: Array) -> Array:
+    """The intersection over union of each box of `a` (n, 4) with each of `b` (m, 4), (n, m); no box is empty."""
+    areas = [(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) for boxes in (a, b)]
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    sides = np.maximum(high - low, 0)
+    common = sides[..., 0] * sides[..., 1]
+    return np.asarray(common / (areas[0][:, None] + areas[1][None] - common))
+
+
 def draw_boxes(picture: Picture, found: Detections, names: Sequence[str] = LABELS) -> "Image":
     """The picture in RGB with a frame for every box, a colour for every class, its label and score beside it."""
     from PIL import ImageDraw, ImageFont
@@ -143,7 +154,7 @@ def draw_boxes(picture: Picture, found: Detections, names: Sequence[str] = LABEL
     for index, score, (y1, x1, y2, x2) in reversed(list(zip(*found, strict=True))):  # the likeliest on top
         left, right = x1 * (image.width - 1), x2 * (image.width - 1)
         upper, lower = y1 * (image.height - 1), y2 * (image.height - 1)
-        colour = f"hsl({int(index) * 67 % 360}, 90%, 45%)"
+        colour = f"hsl({int(index) * 137 % 360}, 90%, 40%)"
         pen.rectangle((left, upper, right, lower), outline=colour, width=thick)
         text = f" {names[index]} {score:.2f} "
         ends = pen.textbbox((left, upper), text, font=font)
@@ -156,12 +167,9 @@ def _grids(finest: int) -> tuple[Grid, ...]:
     return GRIDS[0]._replace(cells=finest), *GRIDS[1:]
 
 
-def _of_one(array: Array) -> tuple[int, ...] | None:
-    """The shape of an output without its batch axis; None for a batch of several."""
-    shape: tuple[int, ...] = array.shape
-    if len(shape) != 5:
-        return shape
-    return shape[1:] if shape[0] == 1 else None
+def _of_one(shape: tuple[object, ...]) -> tuple[object, ...]:
+    """The shape without its batch axis where that is 1."""
+    return shape[1:] if len(shape) == 5 and shape[0] == 1 else shape
 
 
 def _joined(outputs: Mapping[str, Array] | Sequence[Array]) -> tuple[Array, Array, int]:
@@ -171,7 +179,7 @@ def _joined(outputs: Mapping[str, Array] | Sequence[Array]) -> tuple[Array, Arra
     for array in arrays:
         if array.ndim == 5 and array.shape[0] != 1:
             raise InputError(f"an output has shape {array.shape}; detect takes one picture: [output[i:i+1] for each]")
-        by_shape[_of_one(array)] = array
+        by_shape[_of_one(array.shape)] = array
     for finest in FINEST:
         wanted = output_shapes(finest)
         if len(arrays) == len(wanted) and set(by_shape) == set(wanted):
@@ -202,14 +210,8 @@ def _decode(offsets: Array, anchor: Array) -> Array:
 
 def _unlike(found: Detections, threshold: float) -> Array:
     """Indices of the boxes that no likelier one of their class overlaps."""
-    boxes, classes = found.boxes, found.classes
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    sides = np.maximum(high - low, np.float32(0))
-    common = sides[..., 0] * sides[..., 1]
-    overlap = common / (area[:, None] + area[None] - common)
-    rivals = (overlap >= threshold) & (classes[:, None] == classes[None])
+    classes = found.classes
+    rivals = (overlaps(found.boxes, found.boxes) >= threshold) & (classes[:, None] == classes[None])
     keep = np.ones(len(classes), bool)
     for i in range(len(classes)):
         if keep[i]:

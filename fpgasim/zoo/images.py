@@ -61,7 +61,7 @@ PREPROCESSINGS: dict[str, Preprocessing | AzurePreprocessing] = {
 
 def preprocess(
     preprocessing: Preprocessing | AzurePreprocessing | str, image: "Picture | Sequence[Picture]"
-) -> np.ndarray[Any, np.dtype[np.float32]]:
+) -> np.ndarray[Any, Any]:
     """The picture as float32 of shape (1, 3, size, size), as `preprocessing` or the network of that name takes it in.
 
     `image` is a path, the bytes of an encoded picture, a PIL image, a uint8 array of shape (height, width, 3), RGB, or
