@@ -130,7 +130,6 @@ def partition(
             "provenance": plan_provenance(model, weights, plan),
             "plan": runs.plan_json(plan),
             "explanation": plan.explanation(counterfactuals).to_dict(),
-            "host": {"solver_s": plan.solver_s},
         }
         click.echo(to_json(result))
         return

@@ -12,6 +12,8 @@ from fpgasim.graph.structure import Graph, graph_values
 
 def bind(graph: Graph, dims: Mapping[str, int], default: int) -> Graph:
     """`graph` with all symbols bound: see `Graph.bind`."""
+    if not isinstance(dims, Mapping):
+        raise InputError(f"dims={dims!r} must map symbolic dimensions to sizes, as in {{'N': 8}}")
     for symbol, size in {**dict.fromkeys(graph.symbols, default), **dims}.items():
         if symbol not in graph.symbols:
             raise UnknownNameError("symbolic dimension", symbol, graph.symbols or ("none",))

@@ -147,7 +147,7 @@ class Graph:
         """
         from fpgasim.graph.binding import bind
 
-        return bind(self, dims or {}, default)
+        return bind(self, {} if dims is None else dims, default)
 
     def with_input_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> "Graph":
         """The graph bound to these input shapes; inputs left out keep theirs but for symbols bound by the others.

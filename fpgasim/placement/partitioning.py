@@ -15,7 +15,8 @@ from fpgasim.placement.costs import CostTable, cost_table
 from fpgasim.placement.cpu_costs import cpu_seconds
 from fpgasim.placement.mincut import lower_bound, minimum_cut
 from fpgasim.placement.plan import OBJECTIVES, Costs, Decision, Objective, Options, Plan, ReasonCode, priced
-from fpgasim.placement.solving import Algorithm, Maker, Weights, forced_sides, solve
+from fpgasim.placement.problem import Weights
+from fpgasim.placement.solving import Algorithm, Maker, forced_sides, solve
 from fpgasim.placement.wording import milliseconds
 
 
@@ -77,8 +78,6 @@ def partition(
         time_limit,
     )
     options = dataclasses.replace(options, capacity=_capacity(options, engine, numbers))
-    if dims is not None and not isinstance(dims, Mapping):
-        raise InputError(f"dims={dims!r} must map symbolic dimensions to sizes, as in {{'N': 8}}")
     bound = graph.bind(dims)
     table = cost_table(bound, engine, numbers, _measured(bound) if costs == "measured" else None)
     forced = _forced(bound, table, options)

@@ -74,8 +74,10 @@ def fetch(
         url, sha256 = SOURCES[name_or_url].url, sha256 or SOURCES[name_or_url].sha256
     else:
         raise UnknownNameError("source of weights", name_or_url, SOURCES)
-    if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{8,64}", sha256):
+    if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch("[0-9a-fA-F]{8,64}", sha256)):
         raise InputError(f"sha256={sha256!r}; 8 to 64 hexadecimal digits would do")
+    if folder is not None and not isinstance(folder, str | os.PathLike):
+        raise InputError(f"folder={folder!r} is no path; a str or a pathlib.Path would do")
     target = (Path(folder) if folder else cache_dir()) / _file_name(url)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -395,3 +395,10 @@ def test_where_every_step_rounds_the_results_at_the_limit_are_counted():
     at_limit = int(np.count_nonzero(np.abs(result) == 65504))
     assert 0 < at_limit < result.size
     assert session.report().saturations == {"n0": at_limit}
+
+
+@pytest.mark.parametrize("kernels", [[], 3, object()])
+def test_what_is_no_kernel_backend_is_refused(kernels):
+    plan = plan_of(NETS["vgg"]())
+    with pytest.raises(InputError, match=r"is no kernel backend; the name of one would do"):
+        fs.compile(plan, kernels)

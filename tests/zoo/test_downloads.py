@@ -249,6 +249,19 @@ def test_a_name_brings_its_url_and_hash(server, tmp_path, monkeypatch):
         fs.zoo.fetch("mine", folder=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name_or_url": 3}, "name_or_url=3 is no text; the name of a source or a URL would do"),
+        ({"name_or_url": "resnet50", "sha256": 3}, "sha256=3; 8 to 64 hexadecimal digits would do"),
+        ({"name_or_url": "resnet50", "folder": 3}, "folder=3 is no path"),
+    ],
+)
+def test_an_argument_of_another_type_is_refused_by_name(arguments, message):
+    with pytest.raises(InputError, match=message):
+        fs.zoo.fetch(**arguments)
+
+
 def test_every_source_is_of_a_network_and_has_the_hash_its_file_name_carries():
     for source in fs.zoo.sources():
         assert source.network in fs.zoo.names()
