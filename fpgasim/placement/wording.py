@@ -88,7 +88,7 @@ def _summary(said: Explanation) -> Iterator[str]:
     for line in _times(said):
         yield from _folded(line, 2)
     if said.obstacles or said.advice:
-        yield "what would help"
+        yield "what is in the way"
         for obstacle in said.obstacles:
             yield from _folded(_obstacle(obstacle, said.objective_s), 2)
         for advice in said.advice:
@@ -118,7 +118,7 @@ def _times(said: Explanation) -> Iterator[str]:
             f"{milliseconds(said.greedy.seconds)} in {plural(said.greedy.segments, 'FPGA segment')}"
         )
     event = said.event_model_s
-    more = event / said.objective_s - 1 if said.objective_s else 0.0
+    more = round(event / said.objective_s - 1, 3) + 0.0 if said.objective_s else 0.0  # + 0.0 makes no -0.0%
     yield f"by the event model, which was not what was minimised, a run takes {milliseconds(event)} ({more:+.1%})"
     pinned = [node for node in said.nodes if node.pinned]
     if pinned:
@@ -131,7 +131,7 @@ def _obstacle(obstacle: Obstacle, objective_s: float) -> str:
     if obstacle.round_trips:
         head = f"{plural(obstacle.round_trips, 'round trip')} caused by {obstacle.operator} at {where}"
     else:
-        head = f"{obstacle.operator} at {where} runs on the CPU"
+        head = f"{obstacle.operator} on the CPU at {where}"
     head = f"{head} ({obstacle.code}: {obstacle.message})"
     if obstacle.saves_s is None:
         return head
