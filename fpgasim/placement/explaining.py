@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fpgasim.errors import PlacementError
 from fpgasim.placement.advising import TOTAL_S, Advice, Clock, Obstacle, find_advice, find_obstacles
 from fpgasim.placement.cost_graph import Side, objective
-from fpgasim.placement.counterfactuals import Counterfactual, counterfactuals as find_counterfactuals
+from fpgasim.placement.regrets import Counterfactual, counterfactuals as find_counterfactuals
 from fpgasim.placement.solving import solve
 from fpgasim.placement.timing import Transfer, plan_transfers
 

@@ -4,7 +4,7 @@ The source side is the CPU, the sink side the FPGA; an edge is cut, and paid, wh
 the sink side.
 
     v -> t         time of v on the CPU
-    s -> v         time of v on the FPGA (unbounded where it cannot be there)
+    s -> v         time of v on the FPGA (unbounded where it cannot be there; a forced side works likewise)
     u -> a -> w…   upload of u's tensor, once for all its readers w: a -> w is unbounded
     w… -> b -> u   download of u's tensor, once for all its readers w: w -> b is unbounded
     v, w -> p -> t what the pair (v, w) saves: paid unless both are on the FPGA, and taken off as a constant
@@ -15,6 +15,7 @@ Every term is submodular, so the minimum cut is the minimum (Picard and Ratliff,
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,14 +39,23 @@ class Cut:
     error: float
 
 
-def minimum_cut(cost_graph: CostGraph) -> Cut:
-    """The minimum cut of `cost_graph`; among equally cheap ones that with the fewest nodes on the FPGA."""
-    network, constant = _network(cost_graph)
-    everything_on_cpu = math.fsum([node.cpu for node in cost_graph.nodes]) - constant
-    if everything_on_cpu == 0:
-        return Cut({node.name: "cpu" for node in cost_graph.nodes}, constant, 0.0)
-    # The flow is at most the cut of all-CPU. Capacities are rounded down, so the flow bounds the true cut from below.
-    scale = (_UNBOUNDED - 1) / everything_on_cpu
+def minimum_cut(cost_graph: CostGraph, forced: Mapping[str, Side] | None = None) -> Cut:
+    """The minimum cut of `cost_graph` with the nodes `forced` on their sides.
+
+    Among equally cheap ones that with the fewest nodes on the FPGA.
+    """
+    sides = forced or {}
+    network, constant = _network(cost_graph, sides)
+    on_cpu: dict[str, Side] = {node.name: sides.get(node.name, "cpu") for node in cost_graph.nodes}
+    on_fpga: dict[str, Side] = {
+        node.name: sides.get(node.name, "cpu" if node.fpga is None else "fpga") for node in cost_graph.nodes
+    }
+    everything_on_cpu = cut_objective(cost_graph, on_cpu) - constant
+    if everything_on_cpu <= 0:
+        return Cut(on_cpu, constant, 0.0)
+    # The flow is at most the cut of either. Capacities are rounded down, so the flow bounds the true cut from below.
+    most = min(everything_on_cpu, max(cut_objective(cost_graph, on_fpga) - constant, 1e-6 * everything_on_cpu))
+    scale = (_UNBOUNDED - 1) / most
     flow, sink_side = _maximum_flow(network, scale)
     placement: dict[str, Side] = {
         node.name: "fpga" if i in sink_side else "cpu" for i, node in enumerate(cost_graph.nodes, 2)
@@ -54,15 +64,17 @@ def minimum_cut(cost_graph: CostGraph) -> Cut:
     return Cut(placement, lower_bound, max(0.0, cut_objective(cost_graph, placement) - lower_bound))
 
 
-def lower_bound(cost_graph: CostGraph, cut: Cut) -> float:
-    """A bound below the `objective` of every placement, from a minimum cut.
+def lower_bound(cost_graph: CostGraph, cut: Cut, forced: Mapping[str, Side] | None = None) -> float:
+    """A bound below the `objective` of every placement with the nodes `forced` on their sides, from their minimum cut.
 
     A placement is all on the CPU, all on the FPGA (both costs are known), or mixed: then it costs at least the cut
     plus one launch plus one CPU call.
     """
+    sides = set((forced or {}).values())
     bounds = [cut.lower_bound + cost_graph.launch + cost_graph.cpu_call]
-    bounds.append(objective(cost_graph, {node.name: "cpu" for node in cost_graph.nodes}))
-    if all(node.fpga is not None for node in cost_graph.nodes):
+    if "fpga" not in sides:
+        bounds.append(objective(cost_graph, {node.name: "cpu" for node in cost_graph.nodes}))
+    if "cpu" not in sides and all(node.fpga is not None for node in cost_graph.nodes):
         bounds.append(objective(cost_graph, {node.name: "fpga" for node in cost_graph.nodes}))
     return min(bounds)
 
@@ -70,7 +82,7 @@ def lower_bound(cost_graph: CostGraph, cut: Cut) -> float:
 _Network = dict[tuple[int, int], float]
 
 
-def _network(cost_graph: CostGraph) -> tuple[_Network, float]:
+def _network(cost_graph: CostGraph, forced: Mapping[str, Side]) -> tuple[_Network, float]:
     """Capacities by (from, to), and the constant to add to a cut. 0 is the source, 1 the sink, node i is i + 2."""
     number = {node.name: i for i, node in enumerate(cost_graph.nodes, 2)}
     network: _Network = {}
@@ -86,8 +98,9 @@ def _network(cost_graph: CostGraph) -> tuple[_Network, float]:
         return count - 1
 
     for node in cost_graph.nodes:
-        add(number[node.name], 1, node.cpu)
-        add(0, number[node.name], math.inf if node.fpga is None else node.fpga)
+        side = forced.get(node.name)
+        add(number[node.name], 1, math.inf if side == "fpga" else node.cpu)
+        add(0, number[node.name], math.inf if node.fpga is None or side == "cpu" else node.fpga)
     for tensor in cost_graph.tensors:
         made = 0 if tensor.producer is None else number[tensor.producer]
         readers = sorted({number[name] for name in tensor.consumers})

@@ -14,7 +14,8 @@ from fpgasim.errors import InputError, PlacementError, UnknownNameError
 from fpgasim.graph import Graph
 from fpgasim.npu import Device, Numbers
 from fpgasim.placement.cost_graph import CostGraph, Side, check_convex, objective, phases, pin
-from fpgasim.placement.solving import ALGORITHMS, WEIGHTS, Algorithm, Maker, Weights
+from fpgasim.placement.problem import WEIGHTS, Weights
+from fpgasim.placement.solving import ALGORITHMS, Algorithm, Maker
 
 if TYPE_CHECKING:
     from fpgasim.placement.explaining import Explanation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -11,14 +12,19 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fpgasim.errors import InputError, PlacementError, UnknownNameError
-from fpgasim.placement.cost_graph import CostGraph, CostNode, Placement, Side, objective, phases, pin
+from fpgasim.placement.cost_graph import CostGraph, Placement, Side, phases, pin
+from fpgasim.placement.greedy import greedy_placement
+from fpgasim.placement.milp import solve_milp
 from fpgasim.placement.mincut import lower_bound, minimum_cut
+from fpgasim.placement.problem import Problem, Weights, check_limits
 
 Algorithm = Literal["auto", "mincut", "milp", "greedy"]
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
-Weights = Literal["streamed", "pinned", "auto"]
-WEIGHTS: tuple[Weights, ...] = get_args(Weights)
+#: What made a placement; "coverage" = everything on the FPGA that may be there, "all-cpu" = nothing.
 Maker = Literal["mincut", "milp", "greedy", "coverage", "all-cpu"]
+
+#: A placement this close to the bound, of its objective, counts as the best. Capacities of a cut are 30 bits.
+EXACT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -58,32 +64,177 @@ def solve(
     coverage: Mapping[str, float] | None = None,
     time_limit: float = 20.0,
 ) -> Solution:
-    """The best placement of `cost_graph`: a CostGraph, its file form as an object or JSON text, or a path to a file."""
+    """The best placement of `cost_graph`: a CostGraph, its file form as an object or JSON text, or a path to a file.
+
+    `algorithm`: "mincut" minimises the objective without launches and CPU calls, "milp" all of it under all limits,
+    "greedy" takes what fits and looks at no cost; "auto" takes the minimum cut where its bound proves it the best, else
+    "milp". A minimum cut that breaks a limit gives way to "milp"; "milp" that finds nothing in `time_limit` seconds to
+    the cheapest of minimum cut, greedy and all-CPU that keeps the limits. What loses to all-CPU is replaced by it.
+
+    `max_segments` bounds the FPGA segments, `capacity` the weights on the FPGA in the unit of `CostNode.weight`.
+    `force` is {node name or fnmatch pattern: side}, an exact name before patterns. `weights`: "streamed" through the
+    engine in every run, "pinned" on chip, or "auto": the best choice for each node, of which those pinned share the
+    capacity. `coverage` {node: worth} asks for the greatest worth on the FPGA first, the least objective second.
+
+    Raises InputError or UnknownNameError for an argument that makes no sense, PlacementError where no placement keeps
+    the limits, a force meets no node or an impossible one, or none was found in time.
+    """
+    import scipy.optimize
+    import scipy.sparse.csgraph  # noqa: F401 - loading them is not the solver's time
+
     begun = time.perf_counter()
     if algorithm not in ALGORITHMS:
         raise UnknownNameError("algorithm", algorithm, ALGORITHMS)
-    if weights not in WEIGHTS:
-        raise UnknownNameError("way of weights", weights, WEIGHTS)
+    check_limits(max_segments, capacity, time_limit)
     graph = read_cost_graph(cost_graph)
-    forced = forced_sides(graph, force)
-    pinned_graph = graph if weights == "streamed" else pin(graph, {node.name for node in graph.nodes if node.weight})
-    cut = minimum_cut(pinned_graph)
-    candidates: dict[Maker, Placement] = {
-        "all-cpu": {**{node.name: "cpu" for node in graph.nodes}, **forced},
-        "mincut": {**cut.placement, **forced},
-    }
-    made: Maker = min(candidates, key=lambda name: objective(pinned_graph, candidates[name]))
-    placement = candidates[made]
+    problem = Problem(graph, forced_sides(graph, force), max_segments, capacity, weights)
+    worth = None if coverage is None else _checked_worth(graph, coverage)
+    chosen = _search(problem, algorithm, worth, time_limit)
+    on_fpga = [name for name, side in chosen.placement.items() if side == "fpga"]
     return Solution(
-        placement,
-        objective(pinned_graph, placement),
-        lower_bound(pinned_graph, cut),
-        fpga_segments(graph, placement, max_segments),
-        made,
-        frozenset(),
+        chosen.placement,
+        chosen.cost,
+        min(chosen.lower_bound, chosen.cost),
+        fpga_segments(graph, chosen.placement, max_segments),
+        chosen.maker if on_fpga else "all-cpu",
+        chosen.pinned,
         time.perf_counter() - begun,
-        "",
+        chosen.note,
     )
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A placement with what it costs; `broken` says which limit it does not keep."""
+
+    maker: Maker
+    placement: Placement
+    pinned: frozenset[str]
+    cost: float
+    broken: str = ""
+    lower_bound: float = -math.inf
+    note: str = ""
+
+
+def _candidate(
+    problem: Problem, maker: Maker, placement: Placement, pinned: frozenset[str] | None = None
+) -> _Candidate:
+    stay = problem.pinned(placement) if pinned is None else pinned
+    return _Candidate(maker, placement, stay, problem.cost(placement, stay), problem.broken(placement, stay))
+
+
+def _search(problem: Problem, algorithm: Algorithm, worth: Mapping[str, float] | None, time_limit: float) -> _Candidate:
+    """The placement that `solve` gives, after the guard against losing to the CPU alone."""
+    if worth is not None and problem.max_segments is None and problem.capacity is None:
+        covered: dict[str, Side] = {name: "fpga" for name in worth if "fpga" in problem.sides(name)}
+        problem, worth = replace(problem, forced={**problem.forced, **covered}), None
+        chosen = replace(_found(problem, algorithm, None, time_limit), maker="coverage")
+    else:
+        chosen = _found(problem, algorithm, worth, time_limit)
+    alone = _candidate(problem, "all-cpu", {node.name: "cpu" for node in problem.cost_graph.nodes})
+    if chosen.cost <= alone.cost:
+        return chosen
+    here = f"{chosen.cost * 1e3:.4g} ms"
+    if alone.broken or worth is not None:
+        return _noted(chosen, f"the CPU alone would take {alone.cost * 1e3:.4g} ms instead of {here}")
+    instead = replace(alone, lower_bound=chosen.lower_bound)
+    return _noted(instead, f"everything is left on the CPU: {chosen.maker} would take {here}", chosen.note)
+
+
+def _found(problem: Problem, algorithm: Algorithm, worth: Mapping[str, float] | None, time_limit: float) -> _Candidate:
+    """The placement of the algorithm, or of the next in order, with its bound."""
+    cut, lower = _bounded_cut(problem)
+    if algorithm == "greedy":
+        greedy = _candidate(problem, "greedy", greedy_placement(problem))
+        if not greedy.broken:
+            return replace(greedy, lower_bound=lower)
+        note = f"greedy gives {greedy.broken}: solved by milp instead"
+    elif algorithm == "mincut" and worth is None:
+        if not cut.broken:
+            return replace(cut, lower_bound=lower)
+        note = f"the minimum cut has {cut.broken}: solved by milp instead"
+    else:
+        note = ""
+    quick = [
+        cut,
+        _candidate(problem, "coverage", problem.everything()),
+        _candidate(problem, "greedy", greedy_placement(problem)),
+        _candidate(problem, "all-cpu", problem.all_cpu()),
+    ]
+
+    def rank(candidate: _Candidate) -> tuple[float, float]:
+        covered = 0.0 if worth is None else math.fsum([w for n, w in worth.items() if candidate.placement[n] == "fpga"])
+        return -covered, candidate.cost
+
+    quick = sorted((candidate for candidate in quick if not candidate.broken), key=rank)
+    if algorithm == "auto" and worth is None and quick and quick[0].cost - lower <= EXACT * quick[0].cost:
+        return _noted(replace(quick[0], lower_bound=lower), _left(quick[0], cut))
+    found = solve_milp(problem, time_limit=time_limit, coverage=worth)
+    lower = max(lower, found.lower_bound)
+    tried = [] if found.placement is None else [_candidate(problem, "milp", found.placement, found.pinned)]
+    if found.finished and tried:
+        return _noted(replace(tried[0], lower_bound=lower), note, _left(tried[0], cut))
+    if found.finished:
+        raise PlacementError(f"no placement keeps all of {_demands(problem)}")
+    late = f"the time limit of {time_limit:g} s ended milp before it proved a best placement"
+    if not tried + quick:
+        raise PlacementError(f"{late} or found one that keeps {_demands(problem)}")
+    best = min(tried + quick, key=rank)
+    if best.maker != "milp":
+        late += f"; taken is {best.maker}"
+    return _noted(replace(best, lower_bound=lower), note, late)
+
+
+def _left(chosen: _Candidate, cut: _Candidate) -> str:
+    """What to say where the best is the CPU alone, and a minimum cut is not."""
+    if "fpga" in chosen.placement.values() or "fpga" not in cut.placement.values():
+        return ""
+    return f"everything is left on the CPU: the minimum cut would take {cut.cost * 1e3:.4g} ms{_but(cut.broken)}"
+
+
+def _but(broken: str) -> str:
+    return f", and has {broken}" if broken else ""
+
+
+def _bounded_cut(problem: Problem) -> tuple[_Candidate, float]:
+    """The minimum cut as a candidate, and a bound below the objective of every placement of `problem`."""
+    graph = problem.cost_graph
+    heavy = {node.name for node in graph.nodes if node.weight}
+    if problem.weights == "pinned":
+        graph = pin(graph, heavy)
+    elif problem.weights == "auto":  # as if all stayed, and what overlaps more than a load is saved all the same
+        overlapped: dict[str, float] = {}
+        for pair in graph.pairs:
+            if pair.kind == "overlap":
+                overlapped[pair.second] = overlapped.get(pair.second, 0.0) + pair.saves
+        gaining = {name for name in heavy if graph.node_of[name].load >= overlapped.get(name, 0.0)}
+        graph = replace(graph, nodes=pin(graph, heavy).nodes, pairs=pin(graph, gaining).pairs)
+    cut = minimum_cut(graph, problem.forced)
+    return _candidate(problem, "mincut", cut.placement), lower_bound(graph, cut, problem.forced)
+
+
+def _noted(candidate: _Candidate, *notes: str) -> _Candidate:
+    return replace(candidate, note="; ".join(note for note in (*notes, candidate.note) if note))
+
+
+def _demands(problem: Problem) -> str:
+    limits = [
+        f"{name}={value:g}"
+        for name, value in (("max_segments", problem.max_segments), ("capacity", problem.capacity))
+        if value is not None
+    ]
+    forced = [f"{name}={side}" for name, side in problem.forced.items()]
+    more = f" and {len(forced) - 3} more" if len(forced) > 3 else ""
+    return ", ".join(limits + ([f"force {', '.join(forced[:3])}{more}"] if forced else [])) or "the graph's own bounds"
+
+
+def _checked_worth(cost_graph: CostGraph, coverage: Mapping[str, float]) -> dict[str, float]:
+    for name, value in coverage.items():
+        if name not in cost_graph.node_of:
+            raise PlacementError(f"coverage: {name!r} is no node of the graph")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise InputError(f"coverage: {name!r}: {value!r} must be a finite number of at least 0")
+    return {name: float(value) for name, value in coverage.items() if value}
 
 
 def what_if(
@@ -96,9 +247,15 @@ def what_if(
     weights: Weights = "streamed",
     time_limit: float = 20.0,
 ) -> Solution:
-    """The best placement if each node of `fpga_s` took that long on the FPGA, and could be there."""
+    """The best placement if each node of `fpga_s` could be on the FPGA and took that many seconds there.
+
+    Raises PlacementError for a name that is no node; else as `solve`.
+    """
+    for name in fpga_s:
+        if name not in cost_graph.node_of:
+            raise PlacementError(f"what_if: {name!r} is no node of the graph")
     nodes = tuple(
-        CostNode(node.name, node.cpu, fpga_s[node.name], node.weight) if node.name in fpga_s else node
+        replace(node, fpga=fpga_s[node.name], load=0.0) if node.name in fpga_s else node
         for node in cost_graph.nodes
     )
     return solve(
@@ -124,7 +281,8 @@ def read_cost_graph(source: CostGraph | Mapping[str, Any] | str | os.PathLike[st
         try:
             return CostGraph.from_json(Path(source).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cost graph: cannot read {os.fspath(source)!r}: {error}") from None
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise InputError(f"cost graph: cannot read {os.fspath(source)!r}: {reason}") from None
     raise InputError(f"solve takes a CostGraph, its JSON or a path; got {type(source).__name__}")
 
 

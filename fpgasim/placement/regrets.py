@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from fpgasim.errors import PlacementError
 from fpgasim.placement.cost_graph import CostGraph, Placement, Side
-from fpgasim.placement.solving import Solution, Weights, solve
+from fpgasim.placement.problem import Weights
+from fpgasim.placement.solving import Solution, solve
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,119 @@
+"""`Problem`: what a placement is sought for, and what a placement is worth by it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from fpgasim.errors import InputError, PlacementError, UnknownNameError
+from fpgasim.placement.cost_graph import CostGraph, Placement, Side, objective, phases
+
+Weights = Literal["streamed", "pinned", "auto"]
+WEIGHTS: tuple[Weights, ...] = get_args(Weights)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A cost graph, the sides of nodes that are not free, limits, and where weights live.
+
+    `max_segments` bounds the FPGA segments. `capacity` bounds, in the unit of `CostNode.weight`, the weights of all
+    FPGA nodes or, with weights="auto", of the pinned ones. "streamed": all weights are loaded in every run; "pinned":
+    all of them stay on chip; "auto": some do, as the solver chooses. Raises InputError for a limit that is none,
+    PlacementError where forced nodes alone break the capacity.
+    """
+
+    cost_graph: CostGraph
+    forced: Mapping[str, Side] = field(default_factory=dict)
+    max_segments: int | None = None
+    capacity: float | None = None
+    weights: Weights = "streamed"
+
+    def __post_init__(self) -> None:
+        if self.weights not in WEIGHTS:
+            raise UnknownNameError("way of weights", self.weights, WEIGHTS)
+        check_limits(self.max_segments, self.capacity, 0)
+        wanted = [name for name, side in self.forced.items() if side == "fpga"]
+        if wanted and self.max_segments == 0:
+            raise PlacementError(f"force: node {wanted[0]!r} must be on the FPGA, but max_segments=0")
+        if self.capacity is not None and self.weights != "auto":
+            need = weight_of(self.cost_graph, wanted)
+            if need > self.capacity:
+                raise PlacementError(
+                    f"force: the nodes that must be on the FPGA weigh {need:g}, more than capacity={self.capacity:g}; "
+                    f"the first is {wanted[0]!r}"
+                )
+
+    def sides(self, name: str) -> tuple[Side, ...]:
+        """The sides that node `name` may be on."""
+        if name in self.forced:
+            return (self.forced[name],)
+        return ("cpu",) if self.cost_graph.node_of[name].fpga is None else ("cpu", "fpga")
+
+    def all_cpu(self) -> dict[str, Side]:
+        """Everything on the CPU that is not forced to the FPGA."""
+        return {node.name: self.forced.get(node.name, "cpu") for node in self.cost_graph.nodes}
+
+    def everything(self) -> dict[str, Side]:
+        """Everything on the FPGA that may be there."""
+        return {node.name: self.sides(node.name)[-1] for node in self.cost_graph.nodes}
+
+    def pinned(self, placement: Placement) -> frozenset[str]:
+        """The nodes whose weights stay on chip in `placement`; for "auto" the best by gain for weight until it is full.
+
+        Without a capacity that is the best choice there is.
+        """
+        heavy = [node for node in self.cost_graph.nodes if node.weight and placement[node.name] == "fpga"]
+        if self.weights != "auto":
+            return frozenset(node.name for node in heavy) if self.weights == "pinned" else frozenset()
+        gain = {node.name: node.load for node in heavy}
+        for pair in self.cost_graph.pairs:
+            if pair.kind == "overlap" and pair.second in gain and placement[pair.first] == "fpga":
+                gain[pair.second] -= pair.saves
+        left = math.inf if self.capacity is None else self.capacity
+        chosen: list[str] = []
+        for node in sorted(heavy, key=lambda node: -gain[node.name] / node.weight):
+            if gain[node.name] > 0 and node.weight <= left:
+                chosen.append(node.name)
+                left -= node.weight
+        return frozenset(chosen)
+
+    def cost(self, placement: Placement, pinned: Collection[str]) -> float:
+        """`objective` of `placement` under the limit of segments."""
+        return objective(self.cost_graph, placement, pinned=pinned, max_segments=self.max_segments)
+
+    def broken(self, placement: Placement, pinned: Collection[str]) -> str:
+        """Which limit `placement` breaks and how, or ''."""
+        for name, side in self.forced.items():
+            if placement[name] != side:
+                return f"node {name!r} is not on the {side.upper()}"
+        if self.max_segments is not None:
+            phase_of = phases(self.cost_graph, placement, self.max_segments)
+            segments = len({phase for phase in phase_of.values() if phase % 2})
+            if segments > self.max_segments:
+                return f"{segments} FPGA segments, more than max_segments={self.max_segments}"
+        if self.capacity is not None:
+            there = pinned if self.weights == "auto" else [name for name, side in placement.items() if side == "fpga"]
+            weight = weight_of(self.cost_graph, there)
+            if weight > self.capacity:
+                return f"weights of {weight:g} on the FPGA, more than capacity={self.capacity:g}"
+        return ""
+
+
+def check_limits(max_segments: object, capacity: object, time_limit: object) -> None:
+    """Raises InputError for a limit that is none: a number from 0 up, or None where nothing is limited."""
+    if max_segments is not None and (
+        isinstance(max_segments, bool) or not isinstance(max_segments, int) or max_segments < 0
+    ):
+        raise InputError(f"max_segments={max_segments!r} must be a whole number from 0 up, or None for no limit")
+    for name, value, none in (("capacity", capacity, ", or None for no limit"), ("time_limit", time_limit, "")):
+        if value is None and none:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            raise InputError(f"{name}={value!r} must be a number from 0 up{none}")
+
+
+def weight_of(cost_graph: CostGraph, names: Collection[str]) -> float:
+    """The sum of the weights of the nodes `names`."""
+    return math.fsum([cost_graph.node_of[name].weight for name in names])
