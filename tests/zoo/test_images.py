@@ -192,6 +192,51 @@ def test_a_preprocessing_that_makes_no_sense_is_refused(change, message):
         dataclasses.replace(WHOLE, **change)
 
 
+def test_a_list_gives_a_batch(photograph):
+    images = [photograph, colour((1, 2, 3)), np.full((9, 9, 3), 7, np.uint8)]
+    batch = fs.zoo.preprocess("resnet50", images)
+    assert batch.shape == (3, 3, 224, 224)
+    assert batch.flags.c_contiguous
+    for image, x in zip(images, batch, strict=True):
+        np.testing.assert_array_equal(fs.zoo.preprocess("resnet50", image)[0], x)
+    with pytest.raises(InputError, match="an empty list of pictures; give at least one"):
+        fs.zoo.preprocess("resnet50", [])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("torchvision", [2.2489, 0.2052, -1.8044]),
+        ("torchvision_v2", [2.2489, 0.2052, -1.8044]),
+        ("timm_bicubic", [2.2489, 0.2052, -1.8044]),
+        ("timm_a1", [2.2489, 0.2052, -1.8044]),
+        ("keras", [-103.939, 11.221, 131.32]),
+        ("keras_densenet", [2.2489, 0.2052, -1.8044]),
+        ("azure", [131.32, 11.221, -103.939]),
+        ("azure_densenet121", [2.23244, 0.190757, -1.766963]),
+        ("azure_ssd_vgg", [131.32, 11.221, -103.939]),
+    ],
+)
+def test_preprocessings_of_other_libraries_have_names(name, expected):
+    x = fs.zoo.preprocess(name, colour((255, 128, 0), (300, 400)))
+    size = 300 if name == "azure_ssd_vgg" else 224
+    assert x.shape == (1, 3, size, size)
+    np.testing.assert_allclose(x[0, :, 100, 100], expected, atol=1e-4)
+
+
+def test_every_named_preprocessing_is_tested_and_differs_from_the_others(photograph):
+    inputs = {name: fs.zoo.preprocess(name, photograph) for name in fs.zoo.PREPROCESSINGS}
+    assert len({x.tobytes() for x in inputs.values()}) == len(inputs) == 9
+
+
+def test_keras_takes_the_nearest_pixel():
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 448, 3), np.uint8)
+    x = fs.zoo.preprocess("keras", pixels)
+    rows = ((np.arange(224) + 0.5) * 300 / 224).astype(int)
+    expected = pixels[rows, 1::2, ::-1] - np.array([103.939, 116.779, 123.68], np.float32)
+    np.testing.assert_array_equal(x[0], expected.transpose(2, 0, 1))
+
+
 def test_an_unknown_network_is_named():
     with pytest.raises(UnknownNameError, match="no network 'lenet'; there are resnet50"):
         fs.zoo.preprocess("lenet", colour((1, 2, 3)))
