@@ -58,7 +58,7 @@ class Native(NativeUnit):
         self.name = f"native-{ffi.string(variant.name).decode()}"
         self._variant = variant
         self._weights: WeightCache[_Packed] = WeightCache()
-        self.bytes_convolution = BytesConvolution(variant.bytes)
+        self.bytes_convolution = BytesConvolution(variant.bytes, variant.stages)
 
     def peak(self) -> float:
         """Integer multiply-accumulates a second that one thread does when it does nothing else, measured."""
@@ -185,8 +185,7 @@ class Native(NativeUnit):
         result = results[len(steps) - 1]
         first = x.steps if isinstance(x, Unquantized) else ()
         bound = None
-        # Few pixels are shared out by outputs, which a chain cannot be.
-        if len(result) >= threads and not is_beyond_c([*first, *steps], pointwise):
+        if not is_beyond_c([*first, *steps], pointwise):
             before = c_chain(first, {}, pointwise) if first else ffi.NULL
             chain = c_chain(steps, results, pointwise)
             bound = self.bytes_convolution.bind(

@@ -5,6 +5,7 @@ It takes over from the general convolution where `fs_bytes_fit` says that its bi
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from fpgasim.kernels._native import ffi, lib
 from fpgasim.kernels.contract import ORDERS, Array, Float32Array, Operand, Unquantized, Window
 from fpgasim.kernels.native_structs import format_struct, pointer, room, strided_pointer
 from fpgasim.kernels.native_unit import c_window
-from fpgasim.kernels.parallel import split
 from fpgasim.kernels.weights import WeightCache
 from fpgasim.numerics.tensors import code_dtype
 
@@ -40,6 +40,7 @@ class _Place:
     terms: Array
     tail: int
     step: int
+    row: int
     source: dict[str, int]
     buffer: tuple[int, int, int]
     result: tuple[int, ...]
@@ -48,8 +49,8 @@ class _Place:
 class BytesConvolution:
     """The byte convolutions of one variant: `kernels` for all but exact sums of bytes, for those, and for words."""
 
-    def __init__(self, kernels: Any) -> None:
-        self._kernels = kernels
+    def __init__(self, kernels: Any, stages: Any) -> None:
+        self._kernels, self._stages = kernels, stages
         self._weights: WeightCache[_Packed] = WeightCache()
         self._places: WeightCache[_Place] = WeightCache()
         self._scratch = threading.local()
@@ -111,29 +112,18 @@ class BytesConvolution:
         place = self._places.get(
             w, (*key, shape, window, sums), lambda: _place(kernels, shape, w, window, groups, order, sums)
         )
-        fill = self._filling(kernels, x, place, before, threads)
         result = np.empty(place.result, np.float32) if out is None else out.reshape(place.result)
-        pixels = result.size // place.conv.outputs
-        terms, weights = pointer("fs_term", place.terms), pointer("uint8_t", packed.weights)
-        to, steps = pointer("float", result), chain or ffi.NULL
-        floats = chain.count * lib.FS_PIECE if chain else 0
-        by_pixels = chain or pixels >= packed.panels
+        pixels, row_bytes = math.prod(place.buffer), _row_bytes(kernels, place)
+        work_on, keep = self._bound(kernels, x, packed, place, before, chain, result)
+        saturated = ffi.new("int64_t[2]")
 
         def work() -> tuple[int, int] | None:
-            image, activations, saturated = fill()
-            mode = lib.fs_bytes_fit(place.conv, kernels.layout, activations, packed.range)
-            if mode == lib.FS_BYTES_NOT:
+            assert keep
+            codes, scales = self._buffers(pixels, row_bytes, place.conv.blocks)
+            floats = room(threads * work_on.room)
+            if lib.fs_bytes_layer(work_on, threads, codes, scales, floats, saturated) == lib.FS_BYTES_NOT:
                 return None
-
-            def run(first: int, last: int) -> Any:
-                panels = (0, packed.panels) if by_pixels else (first, last)
-                first, last = (first, last) if by_pixels else (0, pixels)
-                return kernels.conv2d(
-                    place.conv, mode, image, terms, weights, packed.panel_bytes, steps, first, last, *panels,
-                    room(floats), to,
-                )  # fmt: skip
-
-            return saturated, sum(split(pixels if by_pixels else packed.panels, threads, run))
+            return saturated[0], saturated[1]
 
         return result, work
 
@@ -150,17 +140,18 @@ class BytesConvolution:
         spans = _group_blocks(w, groups)
         return min(spans) == max(spans)
 
-    def _filling(
-        self, kernels: Any, x: Operand | Unquantized, place: _Place, before: Any, threads: int
-    ) -> Callable[[], tuple[Any, Any, int]]:
-        """What fills the buffer of activations: gives it, the powers of its blocks, and how many values saturated."""
-        images, height, width = place.buffer
-        blocks, block = place.conv.blocks, place.conv.block
-        row = (blocks - 1) * block + place.tail
-        row_bytes = 2 * row if kernels.layout in (lib.FS_BFLOAT16, lib.FS_WORDS) else row
-        shape = images, height, width, blocks, block, place.tail, row, place.step
-        image = ffi.new("fs_bytes *", (ffi.NULL, ffi.NULL, *shape))
-        source = ffi.new("fs_source *", place.source)
+    def _bound(
+        self,
+        kernels: Any,
+        x: Operand | Unquantized,
+        packed: _Packed,
+        place: _Place,
+        before: Any,
+        chain: Any,
+        result: Float32Array,
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """The layer as an `fs_layer *`, and what it points into, which must outlive it."""
+        conv, source = place.conv, ffi.new("fs_source *", place.source)
         form, under, floats, mantissas = ffi.NULL, ffi.NULL, 0, None
         if isinstance(x, Unquantized):
             form = format_struct(x.format, _mantissa_bytes(kernels))
@@ -175,27 +166,24 @@ class BytesConvolution:
             mantissas = x.mantissas.astype(f"i{_mantissa_bytes(kernels)}", copy=False)
             source.codes, source.exponents = ffi.from_buffer(mantissas), pointer("int16_t", x.exponents)
             source.fraction_bits = x.fraction_bits
-        keep = (x, mantissas, under, before)  # what the source points into
-
-        def run(first: int, last: int) -> Any:
-            assert keep
-            own, powers = source, ffi.new("fs_range *", _NO_RANGE)
-            if floats:
-                own = ffi.new("fs_source *", source[0])
-                own.room = room(floats)
-            return powers, kernels.fill(form, own, image, first, last, powers)
-
-        def fill() -> tuple[Any, Any, int]:
-            image.codes, image.scales = self._buffers(images * height * width, row_bytes, blocks)
-            (powers, saturated), *others = split(images * height, threads, run)
-            for other, more in others:
-                powers.low, powers.high = min(powers.low, other.low), max(powers.high, other.high)
-                powers.nan |= other.nan
-                powers.largest = max(powers.largest, other.largest)
-                saturated += more
-            return image, powers, saturated
-
-        return fill
+        layer = ffi.new("fs_layer *", {
+            "kernels": kernels,
+            "format": form,
+            "source": source[0],
+            "image": (ffi.NULL, ffi.NULL, *place.buffer, conv.blocks, conv.block, place.tail, place.row, place.step),
+            "conv": conv,
+            "pixels": result.size // conv.outputs,
+            "terms": pointer("fs_term", place.terms),
+            "weights": pointer("uint8_t", packed.weights),
+            "panels": packed.panels,
+            "panel_bytes": packed.panel_bytes,
+            "weights_range": packed.range,
+            "chain": chain or ffi.NULL,
+            "stages": self._stages,
+            "room": max(floats, chain.count * lib.FS_PIECE if chain else 0),
+            "result": pointer("float", result),
+        })  # fmt: skip
+        return layer, (x, mantissas, form, under, before, place, packed, chain, result)
 
     def _buffers(self, pixels: int, row_bytes: int, blocks: int) -> tuple[Any, Any]:
         """Room for codes and scales, kept by this thread from layer to layer."""
@@ -229,6 +217,10 @@ def _group_blocks(w: Operand, groups: int) -> list[int]:
 
 def _code_bytes(x: Operand | Unquantized) -> int:
     return code_dtype(x.format).itemsize if isinstance(x, Unquantized) else x.mantissas.itemsize
+
+
+def _row_bytes(kernels: Any, place: _Place) -> int:
+    return 2 * place.row if kernels.layout in (lib.FS_BFLOAT16, lib.FS_WORDS) else place.row
 
 
 def _mantissa_bytes(kernels: Any) -> int:
@@ -308,7 +300,8 @@ def _place(
         "row_stride": strides[0],
         "column_stride": strides[1],
     }
-    return _Place(conv, terms, tail, step, source, buffer, (n, oh, ow, len(w.mantissas)))
+    row = (w.blocks - 1) * w.block + tail
+    return _Place(conv, terms, tail, step, row, source, buffer, (n, oh, ow, len(w.mantissas)))
 
 
 def _terms(conv: Any, tail: int, order: str) -> tuple[Array, int]:
