@@ -158,6 +158,11 @@ def test_options_that_make_no_sense_are_refused(options, message):
         fs.zoo.preprocess_azure([picture(4, 4)], **options)
 
 
+def test_numpys_numbers_are_numbers():
+    x = fs.zoo.preprocess_azure([picture(9, 9)], "RGB", np.float32(0.5), np.int64(20), np.int64(30))
+    np.testing.assert_array_equal(x, fs.zoo.preprocess_azure([picture(9, 9)], "RGB", 0.5, 20, 30))
+
+
 @pytest.mark.parametrize("images", [picture(4, 4), b"bytes", "path.jpg", 3, None])
 def test_pictures_come_in_a_list(images):
     with pytest.raises(InputError, match="give a list of pictures"):
