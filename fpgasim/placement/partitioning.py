@@ -88,7 +88,11 @@ def partition(
         placement: Placement = {
             node.name: sides.get(node.name, "cpu" if node.fpga is None else "fpga") for node in table.cost_graph.nodes
         }
-        bound_s, seconds, note = _lower_bound(table.cost_graph, options.weights), 0.0, ""
+        bound_s, seconds, note = (
+            _lower_bound(table.cost_graph, options.weights),
+            0.0,
+            _loss(table.cost_graph, placement),
+        )
     else:
         found = solve(
             table.cost_graph,
@@ -211,6 +215,12 @@ def _scaled(plan: Plan, graph: Graph) -> dict[str, float]:
 
 def _macs(graph: Graph) -> dict[str, float]:
     return {node.name: float(graph.macs(node)) for node in graph.nodes}
+
+
+def _loss(costs: CostGraph, placement: Placement) -> str:
+    """What the CPU alone would take, where `placement` takes longer; else ''."""
+    alone, here = cost_of(costs, dict.fromkeys(placement, "cpu")), cost_of(costs, placement)
+    return f"the CPU alone would take {milliseconds(alone)} instead of {milliseconds(here)}" if alone < here else ""
 
 
 def _lower_bound(graph: CostGraph, weights: Weights) -> float:

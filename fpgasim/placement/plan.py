@@ -14,7 +14,7 @@ from fpgasim.errors import InputError, PlacementError, UnknownNameError
 from fpgasim.graph import Graph
 from fpgasim.npu import Device, Numbers
 from fpgasim.placement.cost_graph import CostGraph, Side, check_convex, objective, phases, pin
-from fpgasim.placement.problem import WEIGHTS, Weights
+from fpgasim.placement.problem import WEIGHTS, Problem, Weights, check_limits
 from fpgasim.placement.solving import ALGORITHMS, Algorithm, Maker
 
 if TYPE_CHECKING:
@@ -34,19 +34,6 @@ ReasonCode = (
 )
 SIDES: tuple[Side, ...] = get_args(Side)
 REASON_CODES: tuple[ReasonCode, ...] = tuple(code for codes in get_args(ReasonCode) for code in get_args(codes))
-
-
-def check_limits(max_segments: object, capacity: object, time_limit: object) -> None:
-    """Nothing; InputError for a limit that is none."""
-    if max_segments is not None and (
-        isinstance(max_segments, bool) or not isinstance(max_segments, int) or max_segments < 0
-    ):
-        raise InputError(f"max_segments={max_segments!r} must be a whole number from 0 up, or None for no limit")
-    for name, value, none in (("capacity", capacity, ", or None for no limit"), ("time_limit", time_limit, "")):
-        if value is None and none:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-            raise InputError(f"{name}={value!r} must be a number from 0 up{none}")
 
 
 @dataclass(frozen=True)
@@ -183,18 +170,11 @@ class Plan:
         bound, cost = self.lower_bound_s, self.objective_s  # refuses a node on a side that it cannot be on
         if isinstance(bound, bool) or not isinstance(bound, int | float) or not -math.inf < bound <= cost * (1 + 1e-9):
             raise PlacementError(f"lower_bound_s={bound!r} is no bound below the {cost} s of this placement")
-        self._check_limits()
+        asked = self.options
+        problem = Problem(self.cost_graph, {}, asked.max_segments, asked.capacity, asked.weights)
+        if broken := problem.broken(self.assignment, self.pinned):
+            raise PlacementError(f"this placement does not keep to what was asked for: {broken}")
         check_convex(self.cost_graph, [segment.nodes for segment in self.segments])
-
-    def _check_limits(self) -> None:
-        options = self.options
-        count = sum(segment.kind == "fpga" for segment in self.segments)
-        if options.max_segments is not None and count > options.max_segments:
-            raise PlacementError(f"this placement has {count} FPGA segments; max_segments={options.max_segments}")
-        counted = self.pinned if options.weights == "auto" else {n for n, s in self.assignment.items() if s == "fpga"}
-        size = sum(self.cost_graph.node_of[name].weight for name in counted)
-        if options.capacity is not None and size > options.capacity:
-            raise PlacementError(f"this placement needs {size:,} bytes for weights; capacity={options.capacity:,}")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self._facts == other._facts

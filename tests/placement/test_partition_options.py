@@ -60,9 +60,9 @@ def test_a_node_that_a_segment_limit_keeps_off_says_so():
 
 def test_no_more_weights_than_the_capacity_and_what_is_kept_off_says_so():
     graph = chain()
-    free = fs.partition(graph, *BW, objective="coverage")
+    free = fs.partition(graph, free_launches(), "bw_1s5e5m")
     capacity = weights_on_fpga(free) // 2
-    plan = fs.partition(graph, *BW, capacity=capacity)
+    plan = fs.partition(graph, free_launches(), "bw_1s5e5m", capacity=capacity)
     assert 0 < weights_on_fpga(plan) <= capacity
     kept = [d for d in plan.decisions if d.code == "capacity"]
     assert kept
@@ -224,7 +224,7 @@ def test_a_bad_value_is_refused_in_one_line_that_names_it(change, error, message
 
 
 OPTIONS = (
-    {"max_segments": 1, "force": {"relu*": "fpga"}},
+    {"max_segments": 1, "force": {"relu1": "fpga"}},
     {"capacity": 40_000, "algorithm": "milp"},
     {"weights": "pinned", "objective": "coverage"},
     {"weights": "auto", "capacity": 40_000},
@@ -252,8 +252,8 @@ def test_options_are_kept_in_a_file_and_for_other_shapes(options, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"options": {"max_segments": 1}}, "this placement has 2 FPGA segments; max_segments=1"),
-        ({"options": {"capacity": 10}}, "bytes for weights; capacity=10"),
+        ({"options": {"max_segments": 1}}, "asked for: 2 FPGA segments, more than max_segments=1"),
+        ({"options": {"capacity": 10}}, "asked for: weights of .* on the FPGA, more than capacity=10"),
         ({"pinned": frozenset({"conv0"})}, "the weights of node 'conv0' do not stay on the chip in this plan"),
         ({"solver_s": -1.0}, r"solver_s=-1\.0 is no time in seconds"),
     ],
