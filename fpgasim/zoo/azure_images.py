@@ -6,7 +6,6 @@ with mode linear and coordinate_transformation_mode asymmetric. All arithmetic i
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -57,9 +56,9 @@ class AzurePreprocessing:
             raise InputError(f"order={self.order!r}; can only construct in RGB or BGR order")
         for field in ("output_height", "output_width"):
             side = getattr(self, field)
-            if isinstance(side, bool) or not isinstance(side, Integral) or not 1 <= side <= MAX_OUTPUT_SIDE:
+            if isinstance(side, bool) or not isinstance(side, int | np.integer) or not 1 <= side <= MAX_OUTPUT_SIDE:
                 raise InputError(f"{field}={side!r}; must be a whole number from 1 to {MAX_OUTPUT_SIDE}")
-        if not isinstance(self.scaling_factor, Real) or not 0 < self.scaling_factor < float("inf"):
+        if not isinstance(self.scaling_factor, int | float | np.number) or not 0 < self.scaling_factor < float("inf"):
             raise InputError(f"scaling_factor={self.scaling_factor!r}; must be a finite number above 0")
 
     @property
