@@ -241,8 +241,11 @@ def _questions(plan: Plan, clock: Clock) -> Iterator[Advice]:
         yield from ask("algorithm", 'with algorithm="auto"')
     if options.max_segments is not None and segments >= options.max_segments:
         more = options.max_segments + 1
-        yield from ask("max_segments", f"with max_segments={more}", max_segments=more)
-        yield from ask("max_segments", "without max_segments", max_segments=None)
+        one_more = list(ask("max_segments", f"with max_segments={more}", max_segments=more))
+        no_limit = list(ask("max_segments", "without max_segments", max_segments=None))
+        yield from one_more
+        if not one_more or any(a.saves_s > one_more[0].saves_s + WORTH * plan.objective_s for a in no_limit):
+            yield from no_limit
     if options.capacity is not None and options.weights == "streamed":
         yield from ask("capacity", "without capacity", capacity=None)
     if options.weights == "streamed" and options.capacity is None and segments:
