@@ -11,7 +11,11 @@
     ├── DeviceError     (also ValueError)   a device description, or work that does not fit on the device
     ├── CompileError    (also ValueError)   a segment that no program of the device computes
     ├── ProgramError    (also ValueError)   an instruction program that is broken or that the engine cannot run
-    └── DownloadError   (also OSError)      a file that could not be fetched whole
+    ├── DownloadError   (also OSError)      a file that could not be fetched whole
+    └── ServiceError                        a workspace, model, image or service that is not there or not free
+        ├── WorkspaceError                  a workspace that cannot be used
+        └── WebserviceException             Azure's name: an entry that is not there, is in use or cannot do it
+            └── ModelNotFoundException      Azure's name: a model that no entry has
 
 `STATUS` gives each its exit code of the command line and its gRPC status; a subclass without a row has its parent's.
 """
@@ -75,6 +79,22 @@ class DownloadError(FpgasimError, OSError):
     pass
 
 
+class ServiceError(FpgasimError):
+    pass
+
+
+class WorkspaceError(ServiceError):
+    pass
+
+
+class WebserviceException(ServiceError):
+    pass
+
+
+class ModelNotFoundException(WebserviceException):
+    pass
+
+
 class Status(NamedTuple):
     exit_code: int
     grpc: str
@@ -93,6 +113,7 @@ STATUS: dict[type[FpgasimError], Status] = {
     DownloadError: Status(11, "UNAVAILABLE"),
     ProgramError: Status(12, "INVALID_ARGUMENT"),
     CompileError: Status(13, "FAILED_PRECONDITION"),
+    ServiceError: Status(14, "FAILED_PRECONDITION"),
 }
 
 
