@@ -191,12 +191,13 @@ def _from_content(content: bytes, kind: Kind, shape: tuple[int, ...], name: str)
     if len(content) != needed:
         raise InputError(f"tensor {name!r} of {kind.dtype} {shape} needs {needed} bytes and has {len(content)}")
     if kind.name == "DT_BOOL":
-        return (np.frombuffer(content, np.uint8) != 0).reshape(shape)
+        return np.frombuffer(content, np.uint8).reshape(shape).astype(bool)
     return np.frombuffer(content, kind.dtype).reshape(shape)
 
 
 def _from_lengths(data: bytes, shape: tuple[int, ...], name: str) -> Array:
-    count, at, items = math.prod(shape), 0, []
+    items: list[bytes] = []
+    count, at = math.prod(shape), 0
     while at < len(data) and len(items) < count:
         size = int.from_bytes(data[at : at + 4], "little")
         if at + 4 + size > len(data):
