@@ -24,6 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "runtime": {"placement", "compiler", "npu", "ops", "kernels", "graph", "numerics"},
     "zoo": {"graph", "machine"},
     "bench": {"runtime", "placement", "compiler", "npu", "graph", "ops", "kernels", "numerics", "zoo"},
+    "service": {"runtime", "placement", "compiler", "npu", "graph", "ops", "kernels", "numerics", "zoo", "machine"},
     "report": {"runtime", "placement", "compiler", "npu", "graph", "ops", "kernels", "numerics", "zoo", "machine"},
 }
 #: Nothing imports these but each other and the entry points.
