@@ -17,8 +17,9 @@ FS_INLINE void depthwise_tap(const int pointwise, const int started, const float
   }
 }
 
-/* Tiles of neighbours in a row of outputs, and the columns of the input that their windows may span. */
-enum { DEPTHWISE_PIXELS = 7, DEPTHWISE_REACH = 32 };
+/* Tiles of neighbours in a row of outputs, the columns of the input that their windows may span, and about how many
+   numbers wait in the cache for the chain. */
+enum { DEPTHWISE_PIXELS = 7, DEPTHWISE_REACH = 32, DEPTHWISE_TOGETHER = 4096 };
 
 typedef struct {
   const fs_window *window;
@@ -87,9 +88,10 @@ FS_INLINE int sees(int64_t start, int64_t taps, int64_t dilation, int64_t size) 
   return 0;
 }
 
-/* px outputs; 0 where this does not do: a number may have to saturate, or is not finite. */
+/* px outputs; 0 where this does not do: a number may have to saturate, or is not finite. `*at_limit` becomes 1 where one
+   of them may be 65504 in fp16. */
 FS_INLINE int depthwise_tile(const int pointwise, const int px, const depthwise_work *o, int64_t image, int64_t row,
-                             int64_t column, float *result) {
+                             int64_t column, float *result, int *at_limit) {
   const fs_window *v = o->window;
   const int64_t left = column * v->stride_width - v->pad_left;
   const int64_t reach = (px - 1) * v->stride_width + (v->kernel_width - 1) * v->dilation_width + 1;
@@ -100,46 +102,72 @@ FS_INLINE int depthwise_tile(const int pointwise, const int px, const depthwise_
   for (int64_t i = 0; pads && i < px; i++)
     if (!sees(left + i * v->stride_width, v->kernel_width, v->dilation_width, v->width)) return 0;
 #ifdef FS_LOAD_HALVES
-  if (pointwise == FS_FP16 && o->channels >= 2 * FS_LANES)
-    return (pads ? tile_of_halves(pointwise, px, 1, o, image, row, column, result)
-                 : tile_of_halves(pointwise, px, 0, o, image, row, column, result)) < 0x7c00;
+  if (pointwise == FS_FP16 && o->channels >= 2 * FS_LANES) {
+    const int32_t most = pads ? tile_of_halves(pointwise, px, 1, o, image, row, column, result)
+                              : tile_of_halves(pointwise, px, 0, o, image, row, column, result);
+    *at_limit = most >= 0x7bff;
+    return most < 0x7c00;
+  }
 #endif
   const int32_t most = pads ? tile_of_floats(pointwise, px, 1, o, image, row, column, result)
                             : tile_of_floats(pointwise, px, 0, o, image, row, column, result);
+  *at_limit = most >= 0x477fe000; /* 65504 */
   return most < 0x7f800000; /* not finite: maybe by a weight that is not, times the 0 of a position outside */
 }
 
-FS_INLINE void depthwise(const int pointwise, const fs_window *v, const float *x, const float *w, int64_t channels,
-                         int64_t multiplier, int64_t first_pixel, int64_t last_pixel, float *result) {
+/* How many of n numbers lie at the limit of fp16. */
+static __attribute__((noinline)) int64_t count_at_limit(const float *v, int64_t n) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i++) count += fabsf(v[i]) == 65504.0f;
+  return count;
+}
+
+FS_INLINE int64_t depthwise(const int pointwise, const fs_window *v, const float *x, const float *w, int64_t channels,
+                            int64_t multiplier, const fs_chain *chain, int64_t first_pixel, int64_t last_pixel,
+                            float *scratch, float *result) {
   const depthwise_work work = {v, x, w, channels};
   const int64_t outputs = channels * multiplier;
+  int64_t saturated = 0, begin = first_pixel;
+  if (chain) repeat_operands(chain->stages, chain->count, outputs, scratch);
   for (int64_t p = first_pixel, px; p < last_pixel; p += px) {
     const int64_t column = p % v->out_width, line = p / v->out_width;
     const int64_t row = line % v->out_height, image = line / v->out_height;
     const int64_t left = v->out_width - column < last_pixel - p ? v->out_width - column : last_pixel - p;
     float *to = result + p * outputs;
+    int at_limit = 1;
     px = left >= DEPTHWISE_PIXELS ? DEPTHWISE_PIXELS : left >= 4 ? 4 : 1;
-    if (multiplier == 1 && pointwise != FS_BF16 && /* its products take another road */
-        (px == 1   ? depthwise_tile(pointwise, 1, &work, image, row, column, to)
-         : px == 4 ? depthwise_tile(pointwise, 4, &work, image, row, column, to)
-                   : depthwise_tile(pointwise, DEPTHWISE_PIXELS, &work, image, row, column, to)))
-      continue;
-    for (int64_t i = 0; i < px; i++)
-      depthwise_pixel(pointwise, &work, multiplier, image, row, column + i, to + i * outputs);
+    if (multiplier != 1 || pointwise == FS_BF16 || /* its products take another road */
+        !(px == 1   ? depthwise_tile(pointwise, 1, &work, image, row, column, to, &at_limit)
+          : px == 4 ? depthwise_tile(pointwise, 4, &work, image, row, column, to, &at_limit)
+                    : depthwise_tile(pointwise, DEPTHWISE_PIXELS, &work, image, row, column, to, &at_limit)))
+      for (int64_t i = 0; i < px; i++)
+        depthwise_pixel(pointwise, &work, multiplier, image, row, column + i, to + i * outputs);
+    if (pointwise == FS_FP16 && at_limit) saturated += count_at_limit(to, px * outputs);
+    if (!chain || ((p + px - begin) * outputs < DEPTHWISE_TOGETHER && p + px < last_pixel)) continue;
+    saturated += run_stages(chain->stages, chain->count, chain->pointwise, 0, result, outputs, begin, p + px, scratch,
+                            chain->rounded, result);
+    begin = p + px;
   }
+  return saturated;
 }
 
-static __attribute__((noinline)) void depthwise_pixels(const fs_window *v, const float *x, const float *w,
-                                                       int64_t channels, int64_t multiplier, int32_t pointwise,
-                                                       int64_t first, int64_t last, float *result) {
-  if (pointwise == FS_FP16) depthwise(FS_FP16, v, x, w, channels, multiplier, first, last, result);
-  else if (pointwise == FS_BF16) depthwise(FS_BF16, v, x, w, channels, multiplier, first, last, result);
-  else depthwise(FS_FP32, v, x, w, channels, multiplier, first, last, result);
+static __attribute__((noinline)) int64_t depthwise_pixels(const fs_window *v, const float *x, const float *w,
+                                                          int64_t channels, int64_t multiplier, int32_t pointwise,
+                                                          const fs_chain *chain, int64_t first, int64_t last,
+                                                          float *scratch, float *result) {
+  if (pointwise == FS_FP16)
+    return depthwise(FS_FP16, v, x, w, channels, multiplier, chain, first, last, scratch, result);
+  if (pointwise == FS_BF16)
+    return depthwise(FS_BF16, v, x, w, channels, multiplier, chain, first, last, scratch, result);
+  return depthwise(FS_FP32, v, x, w, channels, multiplier, chain, first, last, scratch, result);
 }
 
-void FS_FN(fs_depthwise)(const fs_window *window, const float *x, const float *w, int64_t channels, int64_t multiplier,
-                         int32_t pointwise, int64_t first_pixel, int64_t last_pixel, float *result) {
+int64_t FS_FN(fs_depthwise)(const fs_window *window, const float *x, const float *w, int64_t channels,
+                            int64_t multiplier, int32_t pointwise, const fs_chain *chain, int64_t first_pixel,
+                            int64_t last_pixel, float *scratch, float *result) {
   fs_fp_state state = fs_fp_enter();
-  depthwise_pixels(window, x, w, channels, multiplier, pointwise, first_pixel, last_pixel, result);
+  const int64_t saturated = depthwise_pixels(window, x, w, channels, multiplier, pointwise, chain, first_pixel,
+                                             last_pixel, scratch, result);
   fs_fp_leave(state);
+  return saturated;
 }

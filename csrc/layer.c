@@ -1,4 +1,4 @@
-/* A layer of a byte convolution from its activations to its result, shared out among threads. */
+/* Whole layers, from their activations to their results, shared out among threads. */
 #include <string.h>
 
 #include "kernels.h"
@@ -59,10 +59,14 @@ static void chain_item(void *work, int64_t item, int64_t thread) {
                                     o->room + thread * l->room, c->rounded, l->result);
 }
 
-/* Shares out `count` rows, panels or the like in several items for each thread; in one if there is only one thread. */
+/* Several items for each thread out of `count` rows, panels or the like; one if there is only one thread. */
+static int64_t items_of(int64_t threads, int64_t count) {
+  const int64_t most = threads <= 1 ? 1 : 8 * (threads < FS_MAX_THREADS ? threads : FS_MAX_THREADS);
+  return count < most ? count : most;
+}
+
 static void share_out(layer_work *o, int64_t threads, int64_t count, fs_item_fn *run) {
-  const int64_t most = threads == 1 ? 1 : 8 * threads;
-  o->items = count < most ? count : most;
+  o->items = items_of(threads, count);
   fs_share(threads, o->items, run, o);
 }
 
@@ -95,4 +99,34 @@ int32_t fs_bytes_layer(const fs_layer *l, int64_t threads, void *codes, float *s
   saturated[0] = saturated[1] = 0;
   for (int64_t i = 0; i < threads; i++) saturated[0] += o.of[i].before, saturated[1] += o.of[i].behind;
   return o.mode;
+}
+
+typedef struct {
+  fs_depthwise_fn *kernel;
+  const fs_window *window;
+  const float *x, *w;
+  int64_t images, channels, multiplier;
+  int32_t pointwise;
+  const fs_chain *chain;
+  int64_t items, room;
+  float *scratch, *result;
+  _Atomic int64_t saturated;
+} depthwise_layer;
+
+static void depthwise_item(void *work, int64_t item, int64_t thread) {
+  depthwise_layer *o = work;
+  const int64_t rows = o->images * o->window->out_height, width = o->window->out_width;
+  o->saturated += o->kernel(o->window, o->x, o->w, o->channels, o->multiplier, o->pointwise, o->chain,
+                            rows * item / o->items * width, rows * (item + 1) / o->items * width,
+                            o->scratch + thread * o->room, o->result);
+}
+
+int64_t fs_depthwise_layer(fs_depthwise_fn *kernel, const fs_window *window, const float *x, const float *w,
+                           int64_t images, int64_t channels, int64_t multiplier, int32_t pointwise,
+                           const fs_chain *chain, int64_t threads, int64_t room, float *scratch, float *result) {
+  const int64_t items = items_of(threads, images * window->out_height);
+  depthwise_layer o = {kernel,    window, x,     w,    images,  channels, multiplier,
+                       pointwise, chain,  items, room, scratch, result,   0};
+  fs_share(threads, items, depthwise_item, &o);
+  return o.saturated;
 }

@@ -271,6 +271,23 @@ class Backend(Protocol):
         """
         ...
 
+    def bind_depthwise(
+        self,
+        x: Float32Array,
+        w: Float32Array,
+        window: Window,
+        steps: Sequence[Step],
+        results: Mapping[int, Float32Array],
+        pointwise: Pointwise,
+        threads: int,
+        /,
+    ) -> Callable[[], int]:
+        """`depthwise` and then `chain` on these very arrays, made ready, as `bind_layer` does.
+
+        A call returns how many values saturated in `steps`, and how many before them lie at the limits of fp16.
+        """
+        ...
+
     def layer(
         self,
         x: Operand | Unquantized,

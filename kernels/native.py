@@ -26,7 +26,7 @@ from fpgasim.kernels.contract import (
     fixed_of,
 )
 from fpgasim.kernels.native_bytes import BytesConvolution
-from fpgasim.kernels.native_structs import format_struct, pointer
+from fpgasim.kernels.native_structs import format_struct, pointer, room
 from fpgasim.kernels.native_unit import TYPES, NativeUnit, c_chain, c_window, is_beyond_c
 from fpgasim.kernels.numpy_unit import given_pair
 from fpgasim.kernels.parallel import split
@@ -268,19 +268,49 @@ class Native(NativeUnit):
         /,
         out: Float32Array | None = None,
     ) -> Float32Array:
+        result = np.empty((len(x), *window.output_size(*x.shape[1:3]), w.shape[2]), np.float32) if out is None else out
+        self._depthwise(x, w, window, None, pointwise, threads, result)()
+        return result
+
+    def bind_depthwise(
+        self,
+        x: Float32Array,
+        w: Float32Array,
+        window: Window,
+        steps: Sequence[Step],
+        results: Mapping[int, Float32Array],
+        pointwise: Pointwise,
+        threads: int,
+        /,
+    ) -> Callable[[], int]:
+        if is_beyond_c(steps, pointwise):
+            return super().bind_depthwise(x, w, window, steps, results, pointwise, threads)
+        chain = c_chain(steps, results, pointwise) if steps else None
+        return self._depthwise(x, w, window, chain, pointwise, threads, results[len(steps) - 1])
+
+    def _depthwise(
+        self,
+        x: Float32Array,
+        w: Float32Array,
+        window: Window,
+        chain: Any,
+        pointwise: Pointwise,
+        threads: int,
+        result: Float32Array,
+    ) -> Callable[[], int]:
         n, height, width, channels = x.shape
-        oh, ow = window.output_size(height, width)
-        result = np.empty((n, oh, ow, w.shape[2]), np.float32) if out is None else out
         place = ffi.new("fs_window *", c_window(window, height, width))
         source, taps, to = pointer("float", x), pointer("float", w), pointer("float", result)
+        floats = chain.count * lib.FS_PIECE if chain else 0
 
-        def run(first: int, last: int) -> None:
-            self._variant.depthwise(
-                place, source, taps, channels, w.shape[2] // channels, TYPES[pointwise], first, last, to
-            )
+        def work() -> int:
+            count: int = lib.fs_depthwise_layer(
+                self._variant.depthwise, place, source, taps, n, channels, w.shape[2] // channels, TYPES[pointwise],
+                chain or ffi.NULL, threads, floats, room(threads * floats), to,
+            )  # fmt: skip
+            return count
 
-        split(n * oh * ow, threads, run)
-        return result
+        return work
 
 
 def variants() -> list[Native]:

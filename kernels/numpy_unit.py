@@ -127,6 +127,38 @@ class PointwiseUnit(ABC):
         args = (x, w, window, groups, accumulator, order, steps, results, pointwise, threads)
         return lambda: self.layer(*args)
 
+    @abstractmethod
+    def depthwise(
+        self,
+        x: Float32Array,
+        w: Float32Array,
+        window: Window,
+        pointwise: Pointwise,
+        threads: int,
+        /,
+        out: Float32Array | None = None,
+    ) -> Float32Array: ...
+
+    def bind_depthwise(
+        self,
+        x: Float32Array,
+        w: Float32Array,
+        window: Window,
+        steps: Sequence[Step],
+        results: Mapping[int, Float32Array],
+        pointwise: Pointwise,
+        threads: int,
+        /,
+    ) -> Callable[[], int]:
+        def work() -> int:
+            made = self.depthwise(x, w, window, pointwise, threads)
+            saturated = unit.count_at_limit(made, pointwise)
+            return saturated + self.chain(
+                made.reshape(-1, made.shape[3]), steps, results, pointwise, False, threads
+            )
+
+        return work
+
     def plain(self, x: Unquantized, pointwise: Pointwise, threads: int) -> tuple[Unquantized, int]:
         """`x` with its windows laid out and its steps done, C-contiguous, and how many values saturated in them."""
         values = x.values

@@ -42,6 +42,13 @@ def count_overflows(x: Array, pointwise: Pointwise) -> int:
     return int(np.count_nonzero(np.abs(x) >= FP16_OVERFLOW)) if pointwise == "fp16" else 0
 
 
+def count_at_limit(x: Float32Array, pointwise: Pointwise) -> int:
+    """How many elements of `x` lie at ±65504, where fp16 saturates."""
+    if pointwise != "fp16" or (x.max(initial=0) < FP16_MAX and x.min(initial=0) > -FP16_MAX):
+        return 0
+    return int(np.count_nonzero(np.abs(x) == FP16_MAX))
+
+
 def add(a: Float32Array, b: Float32Array, pointwise: Pointwise) -> Float32Array:
     """r(a + b); both broadcast."""
     with np.errstate(over="ignore", invalid="ignore"):

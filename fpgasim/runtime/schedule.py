@@ -23,7 +23,7 @@ from fpgasim.kernels.contract import (
     element_table,
     look_up,
 )
-from fpgasim.kernels.pointwise import FP16_MAX
+from fpgasim.kernels.pointwise import count_at_limit
 from fpgasim.npu import Layer, Stage
 from fpgasim.npu.segment import Segment, nhwc_shape
 from fpgasim.numerics.tensors import code_dtype
@@ -112,6 +112,9 @@ class _Planner:
         if layer.head in ("conv", "matmul"):
             results = self.results_of(layer, kept)
             self.matrix(layer, results)
+        elif layer.head == "depthwise":
+            results = self.results_of(layer, kept)
+            self.depthwise(layer, results)
         elif layer.head == "pointwise":
             kept.pop(-1, None)
             source = self.values[layer.inputs[0]]
@@ -292,19 +295,26 @@ class _Planner:
         base = self.slots[slot].base
         return slot if base is None else base
 
+    def depthwise(self, layer: Layer, results: Mapping[int, int]) -> None:
+        kernels, pointwise, threads = self.kernels, self.segment.numbers.pointwise, self.threads
+        window, source = layer.window or Window((1, 1)), self.values[layer.inputs[0]]
+        taps = self.segment.vector(layer.weight or "")
+        steps_of, operands = self.steps(layer.stages)
+
+        def bind(arrays: Sequence[Array], _: Feeds) -> Work:
+            made = {i: _rows(arrays[slot]) for i, slot in results.items()}
+            args = (arrays[source], taps, window, steps_of(arrays), made, pointwise, threads)
+            layer_work = kernels.bind_depthwise(*args)
+            return lambda: (layer_work(),)
+
+        self.add("depthwise", [layer.name], bind, [source, *results.values(), *operands])
+
     def head(self, layer: Layer, to: int) -> None:
         kernels, numbers, threads = self.kernels, self.segment.numbers, self.threads
         pointwise: Pointwise = numbers.pointwise
         window, first = layer.window or Window((1, 1)), self.values[layer.inputs[0]]
         kind: OperationKind
         match layer.head:
-            case "depthwise":
-                kind, taps = "depthwise", self.segment.vector(layer.weight or "")
-
-                def call(x: Float32Array, out: Float32Array) -> int:
-                    kernels.depthwise(x, taps, window, pointwise, threads, out)
-                    return _at_limit(out, pointwise)
-
             case "max_pool":
                 kind = "pool"
 
@@ -317,7 +327,7 @@ class _Planner:
 
                 def call(x: Float32Array, out: Float32Array) -> int:
                     kernels.average_pool(x, window, pointwise, layer.count_padding, threads, out)
-                    return _at_limit(out, pointwise)
+                    return count_at_limit(out, pointwise)
 
             case "reshape":
                 kind = "reshape"
@@ -361,10 +371,3 @@ class _Blocks:
 def _rows(array: Array) -> Array:
     """An image as (pixels, C), a view."""
     return array.reshape(-1, array.shape[-1])
-
-
-def _at_limit(x: Float32Array, pointwise: Pointwise) -> int:
-    """How many elements lie at ±65504, where fp16 saturates."""
-    if pointwise != "fp16" or (x.max() < FP16_MAX and x.min() > -FP16_MAX):
-        return 0
-    return int(np.count_nonzero(np.abs(x) == FP16_MAX))

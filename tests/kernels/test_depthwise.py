@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from fpgasim.kernels import Backend, Window, pointwise as unit
-from fpgasim.kernels.contract import POINTWISE
+from fpgasim.kernels.contract import POINTWISE, Step
 from fpgasim.kernels.reference import Reference
 
 WINDOWS = [
@@ -32,6 +32,29 @@ def test_depthwise_is_the_reference(kernels: Backend, pointwise: Any, kind: str,
                 expected = Reference().depthwise(x, w, window, pointwise, 1)
             for threads in (1, 2):
                 assert same_bits(kernels.depthwise(x, w, window, pointwise, threads), expected)
+
+
+@each_type
+@pytest.mark.parametrize(("channels", "multiplier"), [(19, 1), (70, 1), (4, 3), (2100, 1)])
+def test_a_chain_follows_and_what_saturates_is_counted(
+    kernels: Backend, pointwise: Any, channels: int, multiplier: int, numbers: Any, same_bits: Any
+) -> None:
+    rng, outputs, window = np.random.default_rng(2), channels * multiplier, WINDOWS[0]
+    x = unit.round_to(numbers(rng, "ordinary", 2, 5, 9, channels) * np.float32(100), pointwise)
+    w = unit.round_to(numbers(rng, "ordinary", 3, 3, outputs) * np.float32(100), pointwise)
+    x[:, :2] = unit.round_to(x[:, :2] * np.float32(0.01), pointwise)  # some tiles saturate and some do not
+    bias = unit.round_to(numbers(rng, "ordinary", outputs) * np.float32(4e4), pointwise)
+    for steps in ([], [Step("add", bias), Step("relu")]):
+        kept = [-1, 0, 1] if steps else [-1]
+        expected = {i: np.empty((90, outputs), np.float32) for i in kept}
+        with np.errstate(over="ignore", invalid="ignore"):
+            count = Reference().bind_depthwise(x, w, window, steps, expected, pointwise, 1)()
+        assert (count > 0) == (pointwise == "fp16")
+        for threads in (1, 3):
+            got = {i: np.full_like(v, np.nan) for i, v in expected.items()}
+            work = kernels.bind_depthwise(x, w, window, steps, got, pointwise, threads)
+            assert work() == count
+            assert all(same_bits(got[i], expected[i]) for i in kept)
 
 
 def test_depthwise_is_the_reference_for_any_shape_and_any_numbers(
