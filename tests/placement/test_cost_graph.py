@@ -8,7 +8,7 @@ import random
 import pytest
 
 from fpgasim.errors import InputError, PlacementError
-from fpgasim.placement.cost_graph import CostGraph, CostNode, CostTensor, Pair, check_convex, objective, phases
+from fpgasim.placement.cost_graph import CostGraph, CostNode, CostTensor, Pair, check_convex, objective, phases, pin
 
 from .random_graphs import placements, random_cost_graph
 
@@ -95,6 +95,29 @@ def test_a_cpu_node_before_the_second_segment_alone_shares_the_only_cpu_piece():
     assert found == {"f1": 1, "c2": 2, "side": 2, "f3": 3}
 
 
+def test_a_limit_decides_between_labellings_of_equally_many_phases():
+    nodes = tuple(CostNode(name, 1.0, 1.0) for name in ("c1", "f1", "f2", "c2"))
+    tensors = (CostTensor("a", "c1", ("f1",), 0.0, 0.0), CostTensor("b", "f2", ("c2",), 0.0, 0.0))
+    graph = CostGraph(nodes, tensors, launch=1.0, cpu_call=3.0)
+    placement = {"c1": "cpu", "f1": "fpga", "f2": "fpga", "c2": "cpu"}
+    assert phases(graph, placement) == {"c1": 2, "f1": 3, "f2": 1, "c2": 2}  # two launches and one call
+    assert phases(graph, placement, max_segments=1) == {"c1": 0, "f1": 1, "f2": 1, "c2": 2}
+    assert objective(graph, placement) == 4.0 + 5.0
+    assert objective(graph, placement, max_segments=1) == 4.0 + 7.0
+
+
+def test_weights_that_stay_on_chip_are_not_loaded_and_save_no_overlap():
+    nodes = (CostNode("a", 1.0, 0.5, 8, 0.25), CostNode("b", 1.0, 0.5, 8, 0.25), CostNode("c", 1.0, None))
+    pairs = (Pair("a", "b", 0.125), Pair("a", "b", 0.0625, "overlap"))
+    graph = CostGraph(nodes, (), pairs)
+    placement = {"a": "fpga", "b": "fpga", "c": "cpu"}
+    assert objective(graph, placement) == 2.0 - 0.125 - 0.0625
+    assert objective(graph, placement, pinned={"a"}) == 2.0 - 0.25 - 0.125 - 0.0625
+    assert objective(graph, placement, pinned={"a", "b"}) == 2.0 - 0.5 - 0.125
+    assert pin(graph, ()) is graph
+    assert pin(graph, {"a", "b"}).pairs == pairs[:1]
+
+
 def test_nodes_without_any_fpga_are_one_cpu_piece():
     assert set(phases(SMALL, dict.fromkeys("abc", "cpu")).values()) == {0}
 
@@ -169,6 +192,9 @@ def damaged(**changes):
         (damaged(pairs__0__saves=-0.5), "saves=-0.5"),
         (damaged(pairs__0__second="z"), "names node 'z'"),
         (damaged(pairs__0__second="a"), "is one node twice"),
+        (damaged(pairs__0__kind="near"), "no kind of pair 'near'; there are fused, overlap"),
+        (damaged(nodes__0__load=0.5), r"node 'a': load=0.5 is more than fpga=0.25"),
+        (damaged(nodes__1__load=0.5), r"node 'b': load=0.5 is more than fpga=None"),
         (damaged(launch=None), "launch=None must be a finite number"),
         (damaged(tensors__1__consumers=["b", "a"]), "is on or behind a circle"),
     ],
