@@ -23,8 +23,7 @@ from fpgasim.npu.timing import layer_timing
 from fpgasim.placement.cost_graph import Placement, objective
 from fpgasim.placement.partitioning import chip_capacity
 from fpgasim.placement.solving import Solution, forced_sides, fpga_segments, solve, what_if
-from fpgasim.placement.wording import WORTH, few, milliseconds
-from fpgasim.report.text import plural
+from fpgasim.placement.wording import WORTH, few, milliseconds, plural
 
 if TYPE_CHECKING:
     from fpgasim.placement.plan import Decision, Plan

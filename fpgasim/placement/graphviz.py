@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 from fpgasim.errors import InputError, PlacementError
 from fpgasim.placement.explaining import steps_of
 from fpgasim.placement.timing import Transfer, plan_transfers
-from fpgasim.placement.wording import milliseconds
-from fpgasim.report.text import plural, scaled
+from fpgasim.placement.wording import milliseconds, plural
 
 if TYPE_CHECKING:
     from fpgasim.placement.plan import Decision, Plan
@@ -102,8 +101,8 @@ def _edges(plan: Plan, ids: Mapping[str, str], transfers: Mapping[str, Transfer]
             ends.append((f"out{i}", "cpu"))
         size = ""
         if tensor.name in transfers:
-            moved = scaled(transfers[tensor.name].payload_bytes, "B")
-            size = f', fontcolor="{_CROSSING}", label=" {moved}"'
+            moved = transfers[tensor.name].payload_bytes / 1e3
+            size = f', fontcolor="{_CROSSING}", label=" {moved:,.4g} kB"'
         for end, side in ends:
             crossing = ""
             if side != home:

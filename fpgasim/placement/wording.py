@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from fpgasim.npu import device_rows
-from fpgasim.report.text import plural
 
 if TYPE_CHECKING:
     from fpgasim.placement.advising import Obstacle
@@ -35,6 +34,11 @@ _CHOSEN = {
 def milliseconds(seconds: float) -> str:
     """`seconds` in ms, with three significant digits."""
     return f"{seconds * 1e3:.3g} ms" if abs(seconds) < 0.9995 else f"{seconds * 1e3:.0f} ms"
+
+
+def plural(number: int, noun: str) -> str:
+    """1 and 'node' as '1 node', 2000 as '2,000 nodes'."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def few(names: Sequence[str]) -> str:
