@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from fpgasim.errors import ModelError
+from fpgasim.graph.structure import is_of_numpy
 
 
 def check_entries(proto: onnx.ModelProto) -> None:
@@ -67,6 +68,9 @@ def read_external(tensor: ir.ExternalTensor, folder: Path) -> np.ndarray:
             data = file.read(size_bytes)
     except OSError as error:
         raise ModelError(f"{where} cannot be read: {error.strerror or error}") from error
+    dtype = tensor.dtype.numpy()
+    if dtype.kind in "biufc" and is_of_numpy(dtype):  # the bytes are the array: weights of gigabytes once in memory
+        return np.frombuffer(data, dtype.newbyteorder("<")).reshape(shape)
     return ir.serde.TensorProtoTensor(_inline(tensor, data)).numpy()
 
 

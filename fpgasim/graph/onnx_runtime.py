@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from fpgasim.graph.structure import Graph
+from fpgasim.graph.structure import Graph, is_of_numpy
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -67,7 +67,7 @@ def _with_references(graph: Graph) -> tuple[bytes, dict[str, Array]]:
             continue
         name = value.name or ""
         array = np.asarray(tensor.numpy(), order="C")
-        if array.dtype.isbuiltin == 1:
+        if is_of_numpy(array.dtype):
             weights[name] = array
             value.const_value = ir.ExternalTensor(
                 "weights", 0, array.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
@@ -79,7 +79,7 @@ def to_ort_value(array: Array) -> onnxruntime.OrtValue:
     """`array` as a value of ONNX Runtime, of any dtype; where NumPy has that dtype itself, it shares the memory."""
     import onnxruntime
 
-    if array.dtype.isbuiltin == 1:
+    if is_of_numpy(array.dtype):
         return onnxruntime.OrtValue.ortvalue_from_numpy(array)
     tensor = ir.tensor(array)
     packed = tensor.tobytes()  # two or four small elements in a byte
@@ -91,7 +91,7 @@ def to_ort_value(array: Array) -> onnxruntime.OrtValue:
 def from_ort_value(value: onnxruntime.OrtValue) -> Array:
     """The tensor in `value` as an array of its own; the dtypes that NumPy has not are those of ml_dtypes."""
     dtype = ir.DataType(value.element_type()) if value.is_tensor() else None
-    if dtype is None or dtype.numpy().isbuiltin == 1:
+    if dtype is None or is_of_numpy(dtype.numpy()):
         array: Array = value.numpy()
         return array
     data = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())

@@ -270,6 +270,11 @@ def shape_of(value: ir.Value) -> tuple[Dim, ...] | None:
     return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
 
 
+def is_of_numpy(dtype: np.dtype[Any]) -> bool:
+    """Whether NumPy has the type itself; those of ml_dtypes are registered with it."""
+    return dtype.isbuiltin != 2
+
+
 def _tensor(value: ir.Value) -> Tensor:
     known = isinstance(value.type, ir.TensorType) and value.type.dtype != ir.DataType.UNDEFINED
     dtype = np.dtype(value.type.dtype.numpy()) if known and value.type is not None else np.dtype(object)

@@ -20,7 +20,7 @@ from fpgasim.graph.counting import WEIGHT_INPUTS
 from fpgasim.graph.passes.rewriting import rewrite
 from fpgasim.graph.passes.runtime import evaluate
 from fpgasim.graph.saving import INLINE_LIMIT_BYTES
-from fpgasim.graph.structure import Graph, bodies, constant_array, shape_of
+from fpgasim.graph.structure import Graph, bodies, constant_array, is_of_numpy, shape_of
 
 #: A tensor computed from constants may grow to this without being a weight. Above, the file is better off computing it.
 _SIZE_LIMIT_BYTES = 64 << 20
@@ -120,7 +120,10 @@ def _foldable(node: ir.Node) -> bool:
 
 def _is_plain(value: ir.Value) -> bool:
     """Whether the value is a tensor of a type NumPy has itself: not a sequence, nor strings, nor 4- or 8-bit floats."""
-    return isinstance(value.type, ir.TensorType) and np.dtype(value.type.dtype.numpy()).kind in "biufc"
+    if not isinstance(value.type, ir.TensorType):
+        return False
+    dtype = np.dtype(value.type.dtype.numpy())
+    return dtype.kind in "biufc" and is_of_numpy(dtype)
 
 
 def _size(value: ir.Value) -> int | None:
