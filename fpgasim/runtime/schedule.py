@@ -127,6 +127,7 @@ class _Planner:
             results = self.results_of(layer, kept)
             head = results[len(layer.stages) - 1]
             if layer.head == "concat":
+                head = self.concat_slot(layer) if layer.output in self.grown.values() else head
                 self.concat(layer, head)
             else:
                 self.head(layer, head)

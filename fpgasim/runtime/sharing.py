@@ -41,6 +41,7 @@ def _takes_steps(layer: Layer) -> bool:
 def grown_concats(segment: Segment, wanted: Collection[str], folded: Mapping[str, Layer]) -> dict[str, str]:
     """For each concat that is kept as the first channels of the next one, which begins with it, that next one.
 
+    Behind the last of a row there may be stages, which then do not work in place.
     Whoever else reads it must take pixels that lie further apart: layers that quantize it alone, or other concats.
     """
     readers: dict[str, list[Layer]] = {}
@@ -63,7 +64,7 @@ def grown_concats(segment: Segment, wanted: Collection[str], folded: Mapping[str
         name = layer.output
         if layer.head != "concat" or layer.stages or name in wanted:
             continue
-        nexts = [r.output for r in readers.get(name, ()) if r.head == "concat" and r.inputs[0] == name and not r.stages]
+        nexts = [r.output for r in readers.get(name, ()) if r.head == "concat" and r.inputs[0] == name]
         if nexts and all(may_be_apart(name, reader) for reader in readers[name]):
             grown[name] = nexts[0]
     return grown

@@ -51,7 +51,7 @@ def test_a_slot_with_a_base_is_its_first_channels():
     assert not np.shares_memory(other, base)
 
 
-def growing_net(also_pooled):
+def growing_net(also_pooled, ends_in_stages):
     net = Net(22)
     x, results = "x", []
     for i in range(4):
@@ -59,18 +59,21 @@ def growing_net(also_pooled):
         x = net.op("Concat", x, net.conv(y, 16 + 8 * i, 8, 3, pads=[1, 1, 1, 1]), axis=1)
         if i == 1 and also_pooled:
             results.append(net.op("GlobalAveragePool", x))
+    if ends_in_stages:
+        x = net.op("Relu", net.op("Mul", x, net.random(48, 1, 1)))
     last = net.op("GlobalAveragePool", x)
     net.op("Concat", last, *results, axis=1, output="result")
     return net.model(("N", 16, 6, 7), "result")
 
 
 @pytest.mark.parametrize(("also_pooled", "views"), [(False, 3), (True, 2)])
-def test_concats_that_grow_lie_in_the_memory_of_the_last(also_pooled, views):
-    session = session_of(growing_net(also_pooled))
+@pytest.mark.parametrize("ends_in_stages", [False, True])
+def test_concats_that_grow_lie_in_the_memory_of_the_last(also_pooled, views, ends_in_stages):
+    session = session_of(growing_net(also_pooled, ends_in_stages))
     schedule = session._steps[0].runner._schedules[frozenset(["result"])][0]
     assert sum(slot.base is not None for slot in schedule.layout.slots) == views
     kinds = [operation.kind for operation in schedule.operations]
-    assert kinds.count("pointwise") == 0
+    assert kinds.count("pointwise") == ends_in_stages
     assert kinds.count("matrix") == 4
     x = feed((1, 16, 6, 7))
     names = [node.outputs[0] for node in session.plan.graph.nodes]
