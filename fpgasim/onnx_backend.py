@@ -103,14 +103,12 @@ class FpgasimBackend(Backend):
         inputs: Any,
         device: str = "CPU",
         outputs_info: Sequence[tuple[np.dtype[Any], tuple[int, ...]]] | None = None,
-        *,
-        opset_version: int = OPSETS.stop - 1,
         **kwargs: Any,
     ) -> tuple[Any, ...]:
         """What one operator makes of `inputs`, which are in its order without those it leaves out.
 
-        `outputs_info` (dtype and shape of each output) is needed where ONNX cannot infer it. The other arguments are
-        those of `prepare`.
+        `outputs_info` (dtype and shape of each output) is needed where ONNX cannot infer it. `opset_version` is the
+        latest by default; the other arguments are those of `prepare`.
         """
         names = [name for name in node.input if name]
         if len(inputs) != len(names):
@@ -121,7 +119,7 @@ class FpgasimBackend(Backend):
         infos = [onnx.ValueInfoProto(name=name) for name in made]
         if outputs_info is not None:
             infos = [_info(name, np.dtype(d), shape) for name, (d, shape) in zip(made, outputs_info, strict=True)]
-        opsets = [helper.make_opsetid("", opset_version)]
+        opsets = [helper.make_opsetid("", kwargs.pop("opset_version", OPSETS.stop - 1))]
         if node.domain not in ("", "ai.onnx"):
             known = [s.since_version for s in onnx.defs.get_all_schemas() if s.domain == node.domain]
             opsets.append(helper.make_opsetid(node.domain, max(known, default=1)))

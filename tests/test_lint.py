@@ -25,6 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "zoo": {"graph", "machine"},
     "bench": {"runtime", "placement", "compiler", "npu", "graph", "ops", "kernels", "numerics", "zoo"},
     "service": {"runtime", "placement", "compiler", "npu", "graph", "ops", "kernels", "numerics", "zoo", "machine"},
+    "onnx_backend": {"runtime", "placement", "graph"},
     "report": {"runtime", "placement", "compiler", "npu", "graph", "ops", "kernels", "numerics", "zoo", "machine"},
 }
 #: Nothing imports these but each other and the entry points.
