@@ -92,13 +92,12 @@ def _summary(said: Explanation) -> Iterator[str]:
     for line in _times(said):
         yield from _folded(line, 2)
     if said.obstacles or said.advice:
-        yield "what is in the way"
+        assumed = " (supported: in one pass of the pointwise unit over the output)"
+        yield "what is in the way" + assumed * any(obstacle.saves_s is not None for obstacle in said.obstacles)
         for obstacle in said.obstacles:
             yield from _folded(_obstacle(obstacle, said.objective_s), 2)
         for advice in said.advice:
             yield from _folded(f"{advice.text}: {_less(advice.saves_s, advice.exact)}", 2)
-        if any(obstacle.saves_s is not None for obstacle in said.obstacles):
-            yield "  (supported means here: in one pass of the pointwise unit over the output)"
     yield ""
 
 
