@@ -7,7 +7,7 @@ from fpgasim.zoo.decoding import decode
 from fpgasim.zoo.downloads import Source, fetch, sources
 from fpgasim.zoo.imagenet import labels, top_k
 from fpgasim.zoo.images import PREPROCESSINGS, Preprocessing, preprocess
-from fpgasim.zoo.networks import NETWORKS, Network, build, load, names
+from fpgasim.zoo.networks import NETWORKS, Network, build, classifier, featurizer, load, names
 from fpgasim.zoo.seeding import seed_weights
 
 __all__ = [
@@ -19,9 +19,11 @@ __all__ = [
     "Preprocessing",
     "Source",
     "build",
+    "classifier",
     "decode",
     "detect",
     "draw_boxes",
+    "featurizer",
     "fetch",
     "labels",
     "load",

@@ -1,4 +1,4 @@
-"""Named arrays from a file: ONNX, safetensors, npz and PyTorch, told apart by what is inside."""
+"""Named arrays from a file: ONNX, safetensors, npz, PyTorch, TensorFlow and HDF5, told apart by what is inside."""
 
 import io
 import itertools
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fpgasim.errors import WeightsError
-from fpgasim.zoo import torch_files
+from fpgasim.zoo import hdf5_files, tensorflow_files, torch_files
 from fpgasim.zoo.elements import Array, elements, item_size
 from fpgasim.zoo.unpickling import LIMIT, MAX_DIMENSIONS
 
@@ -24,15 +24,19 @@ SAFETENSORS = {
 }  # fmt: skip
 #: The format's own limit on its header.
 MAX_HEADER_BYTES = 100_000_000
-#: How many times its own size an npz may unpack to; a small one may always reach the allowance.
-MAX_NPZ_GROWTH = 20
+#: How many times its own size a file may unpack to; a small one may always reach the allowance.
+MAX_GROWTH = 20
 ALLOWANCE_BYTES = 1 << 26
+FORMATS = "ONNX, safetensors, npz, PyTorch, TensorFlow and HDF5"
 #: What DataParallel puts before every name.
 PARALLEL = "module."
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Array]:
-    """The named arrays of a checkpoint: ONNX initializers, safetensors, npz, or PyTorch's legacy or zip file.
+    """The named arrays of a checkpoint: ONNX, safetensors, npz, PyTorch, TensorFlow or HDF5 (with h5py installed).
+
+    Of PyTorch the legacy and the zip file, of TensorFlow both versions: the one file, or the name that an `.index` and
+    `.data-…` files share. Of ONNX the initializers.
 
     bfloat16 comes as float32 of the same value. A PyTorch state dict may stand under `state_dict`, `model_state_dict`
     or `model`; a `module.` that begins every name is dropped. Nothing in the file is executed, and what it says of
@@ -41,7 +45,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Array]:
     """
     path = Path(path)
     try:
-        arrays = _read(path)
+        arrays = _read(tensorflow_files.index_of(path))
         if not arrays:
             raise WeightsError("it holds no tensors")
     except WeightsError as error:
@@ -72,9 +76,13 @@ def _read(path: Path) -> dict[str, Array]:
                 if any(name.endswith("data.pkl") for name in archive.namelist()):
                     return torch_files.read_zip(archive, size)
                 return _read_npz(archive, size)
+        if head[:8] == hdf5_files.MAGIC:
+            return hdf5_files.read_hdf5(file, _growth_limit(size))
+    if tensorflow_files.is_table(path):
+        return tensorflow_files.read_table(path)
     if head[:1] == b"\x08":  # protobuf's field 1, ir_version, which every ONNX file begins with
         return _read_onnx(path)
-    raise WeightsError(f"it begins with {head!r}; ONNX, safetensors, npz and PyTorch checkpoints are read")
+    raise WeightsError(f"it begins with {head!r}; checkpoints of {FORMATS} are read")
 
 
 def _read_safetensors(data: bytes) -> dict[str, Array]:
@@ -111,9 +119,14 @@ def _read_safetensors(data: bytes) -> dict[str, Array]:
     return arrays
 
 
+def _growth_limit(size: int) -> int:
+    """To how many bytes a file of `size` bytes may unpack."""
+    return max(MAX_GROWTH * size, ALLOWANCE_BYTES)
+
+
 def _read_npz(archive: zipfile.ZipFile, size: int) -> dict[str, Array]:
     total = sum(info.file_size for info in archive.infolist())
-    if total > max(MAX_NPZ_GROWTH * size, ALLOWANCE_BYTES):
+    if total > _growth_limit(size):
         raise WeightsError(f"its {size} bytes would unpack to {total}")
     arrays = {}
     for info in archive.infolist():

@@ -33,7 +33,7 @@ class Source:
 
 def _torchvision(name: str, file: str, note: str) -> Source:
     # PyTorch puts the first eight digits of a file's SHA-256 into its name.
-    return Source(name, "resnet50", f"https://download.pytorch.org/models/{file}", file[-12:-4], note)
+    return Source(name, name.partition("-")[0], f"https://download.pytorch.org/models/{file}", file[-12:-4], note)
 
 
 SOURCES = {
@@ -42,6 +42,10 @@ SOURCES = {
         _torchvision("resnet50", "resnet50-0676ba61.pth", "torchvision IMAGENET1K_V1"),
         _torchvision("resnet50-v2", "resnet50-11ad3fa6.pth", "torchvision IMAGENET1K_V2"),
         _torchvision("resnet50-2017", "resnet50-19c8e357.pth", "torchvision before 0.9"),
+        _torchvision("resnet152", "resnet152-394f9c45.pth", "torchvision IMAGENET1K_V1"),
+        _torchvision("resnet152-v2", "resnet152-f82ba261.pth", "torchvision IMAGENET1K_V2"),
+        _torchvision("densenet121", "densenet121-a639ec97.pth", "torchvision IMAGENET1K_V1"),
+        _torchvision("vgg16", "vgg16-397923af.pth", "torchvision IMAGENET1K_V1"),
     )
 }
 

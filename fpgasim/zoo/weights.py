@@ -30,10 +30,9 @@ def random_weights(parameters: Mapping[str, Parameter], seed: int) -> dict[str, 
 def _random_array(name: str, parameter: Parameter, seed: int) -> Array:
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     if parameter.role in ("scale", "variance"):
-        center = 1.0 if parameter.role == "scale" else parameter.power
-        return (center * rng.uniform(0.75, 1.25, parameter.shape)).astype(np.float32)
+        return (parameter.power * rng.uniform(0.75, 1.25, parameter.shape)).astype(np.float32)
     deviation = {
-        "weight": math.sqrt(2 / math.prod(parameter.shape[1:])),
+        "weight": math.sqrt(2 / (math.prod(parameter.shape[1:]) * parameter.power)),
         "bias": 0.01,
         "shift": 0.1,
         "mean": 0.1 * math.sqrt(parameter.power),
