@@ -1,10 +1,10 @@
-"""The best objective with each node on each side, for all nodes at once, by dynamic programming over a frontier.
+"""The states of a dynamic programme over the frontier of a graph, and by them the best with each node on each side.
 
 The nodes are taken in a topological order. What the rest of the sum depends on is small: of the nodes taken, those that
 are still read or stand in a pair to come, each with its phase, and which tensors have been moved already. That is a
 state. F(state) is the least cost of reaching it, B(state) the least from there to the end, both over all ways; so the
 best with node v on a side is the least F + step + B over the steps that put v there (forward-backward, as for hidden
-Markov models; the states are those of Bodlaender, *A tourist guide through treewidth*, 1993, for a path decomposition).
+Markov models; the order is a path decomposition: Bodlaender, A tourist guide through treewidth, 1993).
 
 Networks are narrow: a frontier of three or four nodes does for residual and dense networks. Phases are counted up to a
 number; a cost that more of them could not undercut is exact.
@@ -22,8 +22,8 @@ from fpgasim.placement.cost_graph import CostGraph, CostTensor, Side, pin
 from fpgasim.placement.problem import Problem
 
 #: States of one step beyond which a graph counts as too wide.
-_MOST_STATES = 100_000
-_SIDES: tuple[Side, Side] = ("cpu", "fpga")
+_MOST_STATES = 20_000
+SIDES: tuple[Side, Side] = ("cpu", "fpga")
 #: By node name the least objective on each side, infinite where it cannot be there.
 Marginals = Mapping[str, Mapping[Side, float]]
 
@@ -45,33 +45,41 @@ def side_bounds(problem: Problem, price: float = 0.0) -> Bounds | None:
     The capacity is not looked at; instead every unit of the weights that it would bound costs `price`, so with one
     (Lagrange's) `lower` − price · capacity is a bound and `upper` none.
     """
-    graph = problem.cost_graph
-    if problem.weights == "pinned":
-        graph = pin(graph, {node.name for node in graph.nodes if node.weight})
-    steps = _steps(graph, _narrow_order(graph))
-    free = _marginals(problem, graph, steps, price, None)
-    if free is None or not (graph.launch or graph.cpu_call or problem.max_segments is not None):
+    steps = frontier_steps(problem)
+    free = _marginals(problem, steps, price, None)
+    if free is None or not problem.phased:
         return None if free is None else Bounds(free, free)
-    last = 2 * (len(graph.nodes) if problem.max_segments is None else problem.max_segments)
+    last = most_phases(problem)
     highest = min(4, last)
     known: Bounds | None = None
     while True:
-        runs = [_marginals(problem, graph, steps, price, (start, highest)) for start in (0, 2)]
+        runs = [_marginals(problem, steps, price, (start, highest)) for start in (0, 2)]
         found = [run for run in runs if run is not None]
         if len(found) < 2:
             return known
-        upper = {v: {s: min(run[v][s] for run in found) for s in _SIDES} for v in free}
+        upper = {v: {s: min(run[v][s] for run in found) for s in SIDES} for v in free}
         if highest == last:
             return Bounds(upper, upper)
-        beyond = min(_fixed(graph, start, highest + 1) for start in (0, 2))
-        lower = {v: {s: min(upper[v][s], free[v][s] + beyond) for s in _SIDES} for v in free}
+        beyond = beyond_phases(problem, highest)
+        lower = {v: {s: min(upper[v][s], free[v][s] + beyond) for s in SIDES} for v in free}
         known = Bounds(lower, upper)
-        if all(upper[v][s] <= lower[v][s] for v in free for s in _SIDES):
+        if all(upper[v][s] <= lower[v][s] for v in free for s in SIDES):
             return known
         highest = min(last, 2 * highest)
 
 
-def _fixed(graph: CostGraph, start: int, highest: int) -> float:
+def most_phases(problem: Problem) -> int:
+    """The highest phase that a placement of `problem` can have."""
+    nodes = len(problem.cost_graph.nodes)
+    return 2 * (nodes if problem.max_segments is None else min(nodes, problem.max_segments))
+
+
+def beyond_phases(problem: Problem, highest: int) -> float:
+    """What launches and CPU calls take at least where there are phases above `highest`."""
+    return min(fixed_cost(problem.cost_graph, start, highest + 1) for start in (0, 2))
+
+
+def fixed_cost(graph: CostGraph, start: int, highest: int) -> float:
     """Launches and CPU calls of the phases up to `highest`, from 0 or, where nothing is in it, from 1."""
     used = range(0 if start == 0 else 1, highest + 1)
     return sum(graph.launch if phase % 2 else graph.cpu_call for phase in used)
@@ -118,7 +126,7 @@ def _narrow_order(graph: CostGraph) -> list[str]:
 
 
 @dataclass
-class _Step:
+class Step:
     """How states change as a node is taken. Numbers are rows of the states before it; -1 is no row.
 
     `reads`: (row of the producer, row of "moved already", seconds up, seconds down) of each tensor; `pairs`: (row of
@@ -140,7 +148,18 @@ class _Step:
     made: int = 0
 
 
-def _steps(graph: CostGraph, order: Sequence[str]) -> list[_Step]:
+def frontier_steps(problem: Problem) -> list[Step]:
+    """The steps of the nodes of `problem`, in an order that keeps the frontier narrow."""
+    graph = _priced(problem)
+    return _steps(graph, _narrow_order(graph))
+
+
+def _priced(problem: Problem) -> CostGraph:
+    graph = problem.cost_graph
+    return pin(graph, {node.name for node in graph.nodes if node.weight}) if problem.weights == "pinned" else graph
+
+
+def _steps(graph: CostGraph, order: Sequence[str]) -> list[Step]:
     """The steps in `order`. Row 0 is the last phase of a node that nobody reads; a graph input gets a row if needed."""
     when = {name: i for i, name in enumerate(order)}
     last_read = dict.fromkeys(order, -1)
@@ -170,7 +189,7 @@ def _steps(graph: CostGraph, order: Sequence[str]) -> list[_Step]:
     steps = []
     for i, name in enumerate(order):
         row_of = {key: row for row, key in enumerate(rows)}
-        step = _Step(
+        step = Step(
             name,
             [row_of["node", producer] for producer in graph.predecessors[name]],
             [(row_of["node", other], *how) for other, *how in pairs[name]],  # type: ignore[misc]
@@ -200,79 +219,123 @@ def _steps(graph: CostGraph, order: Sequence[str]) -> list[_Step]:
 
 Array = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 
-def _marginals(
-    problem: Problem, graph: CostGraph, steps: Sequence[_Step], price: float, phases: tuple[int, int] | None
-) -> dict[str, dict[Side, float]] | None:
-    """The least cost with each node on each side; None where there are too many states.
+@dataclass(frozen=True)
+class Layer:
+    """All ways to take one node, by number of the state before: `source` → `target` at a cost, one entry each.
+
+    `size`: states before; `weight`: what it adds to what the capacity bounds.
+    """
+
+    name: str
+    size: int
+    source: Array
+    target: Array
+    seconds: Floats
+    weight: Floats
+    on_fpga: Flags
+    stays: Flags
+
+
+def frontier_layers(
+    problem: Problem, steps: Sequence[Step], phases: tuple[int, int] | None
+) -> tuple[list[Layer], Floats] | None:
+    """A layer for each step, and the cost of ending in each of the last states; None where there are too many states.
 
     `phases` = (phase of a CPU node without producers, highest phase); None counts neither launches nor CPU calls. A row
     of a node holds 2 · phase + 1 if its weights stay on chip; without phases its side stands for the phase.
     """
+    graph = _priced(problem)
     bits = 2 if phases is None else 1 + phases[1].bit_length()
     states: Array = np.zeros((len(steps[0].keep) if steps else 1, 1), np.int64)  # all rows there are, and all 0
-    forward: list[Floats] = [np.zeros(1)]
-    edges: list[list[tuple[Side, Array, Array, Floats]]] = []
+    layers = []
     for step in steps:
-        parts = [
-            (side, *_taken(step, states, side == "fpga", stays, cost, phases))
-            for side, stays, cost in _options(problem, graph, step.name, price)
+        ways = [
+            (side == "fpga", stays, weight, *_taken(step, states, side == "fpga", stays, cost, phases))
+            for side, stays, cost, weight in _options(problem, graph, step.name)
         ]
-        after = np.concatenate([rows for _, rows, _, _ in parts], axis=1)
+        after = np.concatenate([way[3] for way in ways], axis=1)
         widths = [bits if wide else 2 for wide in step.wide]
         if sum(widths) > 62:
             return None
         keys = np.zeros(after.shape[1], np.int64)
         for row, width in zip(after, widths, strict=True):
             keys = keys << width | row
-        _, firsts, index = np.unique(keys, return_index=True, return_inverse=True)
+        _, firsts, target = np.unique(keys, return_index=True, return_inverse=True)
         if len(firsts) > _MOST_STATES:
             return None
+        counts = [len(way[4]) for way in ways]
+        layers.append(
+            Layer(
+                step.name,
+                states.shape[1],
+                np.concatenate([way[4] for way in ways]),
+                target,
+                np.concatenate([way[5] for way in ways]),
+                np.repeat([way[2] for way in ways], counts),
+                np.repeat([way[0] for way in ways], counts),
+                np.repeat([way[1] for way in ways], counts),
+            )
+        )
         states = after[:, firsts]
-        reached = np.full(len(firsts), np.inf)
-        edges.append([])
-        begin = 0
-        for side, rows, source, cost in parts:
-            target = index[begin : begin + rows.shape[1]]
-            begin += rows.shape[1]
-            np.minimum.at(reached, target, forward[-1][source] + cost)
-            edges[-1].append((side, source, target, cost))
-        forward.append(reached)
-    backward = np.zeros(states.shape[1])
+    end = np.zeros(states.shape[1])
     if phases is not None:
-        backward = np.array([_fixed(graph, phases[0], int(phase)) for phase in states[0]])
+        end = np.array([fixed_cost(graph, phases[0], int(phase)) for phase in states[0]])
+    return layers, end
+
+
+def to_the_end(layers: Sequence[Layer], end: Floats, price: float) -> list[Floats]:
+    """The least cost from each state to the end, before each layer and after the last, at a price for weights."""
+    least = [end]
+    for layer in reversed(layers):
+        before = np.full(layer.size, np.inf)
+        np.minimum.at(before, layer.source, layer.seconds + price * layer.weight + least[-1][layer.target])
+        least.append(before)
+    return least[::-1]
+
+
+def _marginals(
+    problem: Problem, steps: Sequence[Step], price: float, phases: tuple[int, int] | None
+) -> dict[str, dict[Side, float]] | None:
+    """The least cost with each node on each side; None where there are too many states."""
+    made = frontier_layers(problem, steps, phases)
+    if made is None:
+        return None
+    layers, end = made
+    reached = np.zeros(1)
     found: dict[str, dict[Side, float]] = {}
-    for step, before, leaving in zip(reversed(steps), reversed(forward[:-1]), reversed(edges), strict=True):
-        earlier = np.full(len(before), np.inf)
-        found[step.name] = dict.fromkeys(_SIDES, float("inf"))
-        for side, source, target, cost in leaving:
-            rest = cost + backward[target]
-            np.minimum.at(earlier, source, rest)
-            if len(rest):
-                found[step.name][side] = min(found[step.name][side], float((before[source] + rest).min()))
-        backward = earlier
+    for layer, rest in zip(layers, to_the_end(layers, end, price)[1:], strict=True):
+        cost = reached[layer.source] + layer.seconds + price * layer.weight
+        whole = cost + rest[layer.target]
+        found[layer.name] = {
+            "cpu": float(whole[~layer.on_fpga].min(initial=np.inf)),
+            "fpga": float(whole[layer.on_fpga].min(initial=np.inf)),
+        }
+        reached = np.full(len(rest), np.inf)
+        np.minimum.at(reached, layer.target, cost)
     return found
 
 
-def _options(problem: Problem, graph: CostGraph, name: str, price: float) -> list[tuple[Side, bool, float]]:
-    """(side, its weights stay on chip, seconds) of each way to place node `name`."""
+def _options(problem: Problem, graph: CostGraph, name: str) -> list[tuple[Side, bool, float, float]]:
+    """(side, its weights stay on chip, seconds, weight that the capacity bounds) of each way to place node `name`."""
     node = graph.node_of[name]
-    options: list[tuple[Side, bool, float]] = []
+    options: list[tuple[Side, bool, float, float]] = []
     for side in problem.sides(name):
         if side == "cpu" or node.fpga is None:
-            options.append((side, False, node.cpu))
+            options.append((side, False, node.cpu, 0.0))
         elif problem.weights != "auto":
-            options.append((side, False, node.fpga + price * node.weight))
+            options.append((side, False, node.fpga, node.weight))
         else:
-            options.append((side, False, node.fpga))
+            options.append((side, False, node.fpga, 0.0))
             if node.weight:
-                options.append((side, True, node.fpga - node.load + price * node.weight))
+                options.append((side, True, node.fpga - node.load, node.weight))
     return options
 
 
 def _taken(
-    step: _Step, states: Array, on_fpga: bool, stays: bool, cost: float, phases: tuple[int, int] | None
+    step: Step, states: Array, on_fpga: bool, stays: bool, cost: float, phases: tuple[int, int] | None
 ) -> tuple[Array, Array, Floats]:
     """The states after a step, the numbers of those they come from and the cost of each."""
     size = states.shape[1]

@@ -30,22 +30,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fpgasim.placement.cost_graph import Placement, Side, pin
-from fpgasim.placement.problem import Problem
+from fpgasim.placement.problem import Found, Problem
 
 #: The sum of all costs is scaled to this, so that HiGHS' absolute tolerances of 1e-6 and 1e-7 are nothing beside it.
 _SCALE = 1e4
 #: What the tolerances may take off a bound, of the scaled objective.
 _SLACK = 2e-6
-
-
-@dataclass(frozen=True)
-class Found:
-    """What the program found: None where there is no placement, or (`finished` False) none was found in time."""
-
-    placement: Placement | None
-    pinned: frozenset[str]
-    lower_bound: float
-    finished: bool
 
 
 Term = tuple[int, float]
@@ -152,7 +142,7 @@ def _program(problem: Problem) -> _Program:
             made.at_least(0.0, (x[pair.first], 1.0), (both, -1.0))
             stays = [(made.q[pair.second], -1.0)] if pair.kind == "overlap" and pair.second in made.q else []
             made.at_least(0.0, (x[pair.second], 1.0), (both, -1.0), *stays)
-    if graph.launch or graph.cpu_call or problem.max_segments is not None:
+    if problem.phased:
         _add_phases(made, problem)
     if problem.capacity is not None:
         counted = made.q if problem.weights == "auto" else x

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from fpgasim.errors import InputError, PlacementError, UnknownNameError
-from fpgasim.placement.cost_graph import CostGraph, Placement, Side, objective, phases
+from fpgasim.placement.cost_graph import CostGraph, Placement, Side, objective, phases, pin
 
 Weights = Literal["streamed", "pinned", "auto"]
 WEIGHTS: tuple[Weights, ...] = get_args(Weights)
@@ -45,6 +45,11 @@ class Problem:
                     f"the first is {wanted[0]!r}"
                 )
 
+    @property
+    def phased(self) -> bool:
+        """Whether the number of phases matters: for launches, CPU calls or the limit of segments."""
+        return bool(self.cost_graph.launch or self.cost_graph.cpu_call) or self.max_segments is not None
+
     def sides(self, name: str) -> tuple[Side, ...]:
         """The sides that node `name` may be on."""
         if name in self.forced:
@@ -79,6 +84,33 @@ class Problem:
                 left -= node.weight
         return frozenset(chosen)
 
+    def relaxed(self, price: float = 0.0) -> CostGraph:
+        """A cost graph of which every placement costs at most what it does here, launches, CPU calls and limits aside.
+
+        Each unit of the weights that the capacity bounds costs `price`; less price · capacity that is a bound still.
+        """
+        graph = self.cost_graph
+        heavy = {node.name for node in graph.nodes if node.weight and node.fpga is not None}
+        if self.weights != "auto":
+            graph = pin(graph, heavy) if self.weights == "pinned" else graph
+            paid = {name: price * graph.node_of[name].weight for name in heavy}
+        else:  # what saves more by staying than its load could overlap stays; of others both are granted
+            gains = {name: graph.node_of[name].load - price * graph.node_of[name].weight for name in heavy}
+            overlapped = dict.fromkeys(graph.node_of, 0.0)
+            for pair in graph.pairs:
+                if pair.kind == "overlap":
+                    overlapped[pair.second] += pair.saves
+            staying = {name for name, gain in gains.items() if gain >= overlapped[name]}
+            graph = replace(graph, pairs=pin(graph, staying).pairs)
+            paid = {name: -max(gain, 0.0) for name, gain in gains.items()}
+        if not any(paid.values()):
+            return graph
+        nodes = (
+            replace(node, fpga=(node.fpga or 0.0) + paid[node.name], load=0.0) if node.name in paid else node
+            for node in graph.nodes
+        )
+        return replace(graph, nodes=tuple(nodes))
+
     def cost(self, placement: Placement, pinned: Collection[str]) -> float:
         """`objective` of `placement` under the limit of segments."""
         return objective(self.cost_graph, placement, pinned=pinned, max_segments=self.max_segments)
@@ -99,6 +131,16 @@ class Problem:
             if weight > self.capacity:
                 return f"weights of {weight:g} on the FPGA, more than capacity={self.capacity:g}"
         return ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an exact algorithm found; `placement` is None where there is none or (`finished` False) none in time."""
+
+    placement: Placement | None
+    pinned: frozenset[str]
+    lower_bound: float
+    finished: bool
 
 
 def check_limits(max_segments: object, capacity: object, time_limit: object) -> None:

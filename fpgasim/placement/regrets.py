@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fpgasim.errors import PlacementError
 from fpgasim.placement.cost_graph import CostGraph, Placement, Side
 from fpgasim.placement.frontier import side_bounds
 from fpgasim.placement.greedy import greedy_placement
-from fpgasim.placement.mincut import minimum_cut
+from fpgasim.placement.labels import capacity_price
 from fpgasim.placement.problem import Problem, Weights, check_limits, weight_of
 from fpgasim.placement.solving import EXACT, Solution, forced_sides, solve
 
@@ -115,7 +115,7 @@ def _bounds(problem: Problem) -> tuple[_Sided, _Sided]:
     """Bounds from below and above on the objective by node and side; no entry from below where it cannot be there."""
     graph = problem.cost_graph
     fitting = problem.capacity is None or weight_of(graph, graph.node_of) <= problem.capacity
-    price = 0.0 if fitting else _price(problem)
+    price = 0.0 if fitting else capacity_price(problem)[0]
     bounds = side_bounds(problem, price)
     both: list[tuple[str, Side]] = [(name, side) for name in graph.node_of for side in problem.sides(name)]
     if bounds is None:
@@ -124,33 +124,6 @@ def _bounds(problem: Problem) -> tuple[_Sided, _Sided]:
     lower = {(name, side): bounds.lower[name][side] - paid for name, side in both}
     upper = {(name, side): bounds.upper[name][side] for name, side in both if fitting}
     return {key: bound for key, bound in lower.items() if bound < math.inf}, upper
-
-
-def _price(problem: Problem) -> float:
-    """Seconds for a unit of weight at which the minimum cut about fills the capacity, by bisection."""
-    graph = problem.cost_graph
-    heavy = [node for node in graph.nodes if node.weight and node.fpga is not None]
-    lowest, highest = 0.0, 2 * max(((node.cpu + node.load) / node.weight for node in heavy), default=0.0)
-    for _ in range(16):
-        price = (lowest + highest) / 2
-        nodes = []
-        counted = set()
-        for node in graph.nodes:
-            if node.fpga is None:
-                nodes.append(node)
-                continue
-            loads = node.load if problem.weights == "auto" else math.inf
-            if price * node.weight < loads:
-                counted.add(node.name)
-            paid = price * node.weight if problem.weights != "auto" else min(price * node.weight - node.load, 0.0)
-            nodes.append(replace(node, fpga=node.fpga + paid, load=0.0))
-        cut = minimum_cut(replace(graph, nodes=tuple(nodes)), problem.forced)
-        used = [name for name in counted if cut.placement[name] == "fpga"]
-        if problem.capacity is not None and weight_of(graph, used) > problem.capacity:
-            lowest = price
-        else:
-            highest = price
-    return highest
 
 
 def _at_hand(problem: Problem, placement: Placement) -> list[Placement]:

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fpgasim.errors import InputError, PlacementError, UnknownNameError
-from fpgasim.placement.cost_graph import CostGraph, Placement, Side, phases, pin
+from fpgasim.placement.cost_graph import CostGraph, Placement, Side, phases
 from fpgasim.placement.greedy import greedy_placement
+from fpgasim.placement.labels import solve_labels
 from fpgasim.placement.milp import solve_milp
 from fpgasim.placement.mincut import lower_bound, minimum_cut
 from fpgasim.placement.problem import Problem, Weights, check_limits
 
-Algorithm = Literal["auto", "mincut", "milp", "greedy"]
+Algorithm = Literal["auto", "mincut", "frontier", "milp", "greedy"]
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 #: What made a placement; "coverage" = everything on the FPGA that may be there, "all-cpu" = nothing.
-Maker = Literal["mincut", "milp", "greedy", "coverage", "all-cpu"]
+Maker = Literal["mincut", "frontier", "milp", "greedy", "coverage", "all-cpu"]
 
 #: A placement this close to the bound, of its objective, counts as the best. Capacities of a cut are 30 bits.
 EXACT = 1e-6
@@ -66,10 +67,11 @@ def solve(
 ) -> Solution:
     """The best placement of `cost_graph`: a CostGraph, its file form as an object or JSON text, or a path to a file.
 
-    `algorithm`: "mincut" minimises the objective without launches and CPU calls, "milp" all of it under all limits,
-    "greedy" takes what fits and looks at no cost; "auto" takes the minimum cut where its bound proves it the best, else
-    "milp". A minimum cut that breaks a limit gives way to "milp"; "milp" that finds nothing in `time_limit` seconds to
-    the cheapest of minimum cut, greedy and all-CPU that keeps the limits. What loses to all-CPU is replaced by it.
+    `algorithm`: "mincut" minimises the objective without launches and CPU calls; "frontier" (dynamic programming, for
+    narrow graphs) and "milp" minimise all of it under all limits; "greedy" takes what fits and looks at no cost. "auto"
+    takes the minimum cut where its bound proves it the best, else "frontier", else "milp". A cut or greedy placement
+    that breaks a limit gives way to these. What `time_limit` seconds leave unproved is the best found, with its bound.
+    What loses to all-CPU is replaced by it. A note says so each time.
 
     `max_segments` bounds the FPGA segments, `capacity` the weights on the FPGA in the unit of `CostNode.weight`.
     `force` is {node name or fnmatch pattern: side}, an exact name before patterns. `weights`: "streamed" through the
@@ -143,46 +145,57 @@ def _search(problem: Problem, algorithm: Algorithm, worth: Mapping[str, float] |
 
 def _found(problem: Problem, algorithm: Algorithm, worth: Mapping[str, float] | None, time_limit: float) -> _Candidate:
     """The placement of the algorithm, or of the next in order, with its bound."""
+    deadline = time.monotonic() + time_limit
     cut, lower = _bounded_cut(problem)
-    if algorithm == "greedy":
-        greedy = _candidate(problem, "greedy", greedy_placement(problem))
-        if not greedy.broken:
-            return replace(greedy, lower_bound=lower)
-        note = f"greedy gives {greedy.broken}: solved by milp instead"
-    elif algorithm == "mincut" and worth is None:
-        if not cut.broken:
-            return replace(cut, lower_bound=lower)
-        note = f"the minimum cut has {cut.broken}: solved by milp instead"
-    else:
-        note = ""
-    quick = [
-        cut,
-        _candidate(problem, "coverage", problem.everything()),
-        _candidate(problem, "greedy", greedy_placement(problem)),
-        _candidate(problem, "all-cpu", problem.all_cpu()),
-    ]
+    greedy = _candidate(problem, "greedy", greedy_placement(problem))
+    notes: list[str] = []
+    asked = greedy if algorithm == "greedy" else cut if algorithm == "mincut" and worth is None else None
+    if asked is not None:
+        if not asked.broken:
+            return replace(asked, lower_bound=lower)
+        notes.append(f"{algorithm} gives {asked.broken}: solved exactly instead")
 
     def rank(candidate: _Candidate) -> tuple[float, float]:
         covered = 0.0 if worth is None else math.fsum([w for n, w in worth.items() if candidate.placement[n] == "fpga"])
         return -covered, candidate.cost
 
-    quick = sorted((candidate for candidate in quick if not candidate.broken), key=rank)
-    if algorithm == "auto" and worth is None and quick and quick[0].cost - lower <= EXACT * quick[0].cost:
-        return _noted(replace(quick[0], lower_bound=lower), _left(quick[0], cut))
-    found = solve_milp(problem, time_limit=time_limit, coverage=worth)
-    lower = max(lower, found.lower_bound)
-    tried = [] if found.placement is None else [_candidate(problem, "milp", found.placement, found.pinned)]
-    if found.finished and tried:
-        return _noted(replace(tried[0], lower_bound=lower), note, _left(tried[0], cut))
-    if found.finished:
-        raise PlacementError(f"no placement keeps all of {_demands(problem)}")
-    late = f"the time limit of {time_limit:g} s ended milp before it proved a best placement"
-    if not tried + quick:
-        raise PlacementError(f"{late} or found one that keeps {_demands(problem)}")
-    best = min(tried + quick, key=rank)
-    if best.maker != "milp":
-        late += f"; taken is {best.maker}"
-    return _noted(replace(best, lower_bound=lower), note, late)
+    others = (_candidate(problem, "coverage", problem.everything()), _candidate(problem, "all-cpu", problem.all_cpu()))
+    quick = sorted((made for made in (cut, greedy, *others) if not made.broken), key=rank)
+    if algorithm in ("auto", "mincut", "greedy") and worth is None and quick and _proved(quick[0], lower):
+        return _noted(replace(quick[0], lower_bound=lower), *notes, _left(quick[0], cut))
+    found: list[_Candidate] = []
+    exact: list[Literal["frontier", "milp"]] = ["milp", "frontier"] if algorithm == "milp" else ["frontier", "milp"]
+    for name in exact:
+        if worth is not None and name == "frontier":
+            continue
+        left = max(0.0, deadline - time.monotonic())
+        if name == "milp":
+            answer = solve_milp(problem, time_limit=0.8 * left, coverage=worth)
+        else:
+            known = quick[0].cost if quick else math.inf
+            narrow = solve_labels(problem, time_limit=left / 2 if algorithm != "milp" else left, upper=known)
+            if narrow is None:
+                if algorithm == "frontier":
+                    notes.append("the graph is too wide for frontier: solved by milp instead")
+                continue
+            answer = narrow
+        lower = max(lower, answer.lower_bound)
+        if answer.placement is not None:
+            found.append(_candidate(problem, name, answer.placement, answer.pinned))
+        if answer.finished:
+            if not found + quick:
+                raise PlacementError(f"no placement keeps all of {_demands(problem)}")
+            best = found[-1] if answer.placement is not None else quick[0]
+            return _noted(replace(best, lower_bound=lower), *notes, _left(best, cut))
+    late = f"the time limit of {time_limit:g} s was over before a best placement was proved"
+    if not found + quick:
+        raise PlacementError(f"{late} or one found that keeps {_demands(problem)}")
+    best = min(found + quick, key=rank)
+    return _noted(replace(best, lower_bound=lower), *notes, f"{late}; taken is the best found, by {best.maker}")
+
+
+def _proved(candidate: _Candidate, lower_bound: float) -> bool:
+    return candidate.cost - lower_bound <= EXACT * abs(candidate.cost)
 
 
 def _left(chosen: _Candidate, cut: _Candidate) -> str:
@@ -198,17 +211,7 @@ def _but(broken: str) -> str:
 
 def _bounded_cut(problem: Problem) -> tuple[_Candidate, float]:
     """The minimum cut as a candidate, and a bound below the objective of every placement of `problem`."""
-    graph = problem.cost_graph
-    heavy = {node.name for node in graph.nodes if node.weight}
-    if problem.weights == "pinned":
-        graph = pin(graph, heavy)
-    elif problem.weights == "auto":  # as if all stayed, and what overlaps more than a load is saved all the same
-        overlapped: dict[str, float] = {}
-        for pair in graph.pairs:
-            if pair.kind == "overlap":
-                overlapped[pair.second] = overlapped.get(pair.second, 0.0) + pair.saves
-        gaining = {name for name in heavy if graph.node_of[name].load >= overlapped.get(name, 0.0)}
-        graph = replace(graph, nodes=pin(graph, heavy).nodes, pairs=pin(graph, gaining).pairs)
+    graph = problem.relaxed()
     cut = minimum_cut(graph, problem.forced)
     return _candidate(problem, "mincut", cut.placement), lower_bound(graph, cut, problem.forced)
 

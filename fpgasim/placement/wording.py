@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from fpgasim.npu import device_rows
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fpgasim.placement.advising import Obstacle
     from fpgasim.placement.cost_graph import Side
     from fpgasim.placement.explaining import Explanation, NodeExplanation
+    from fpgasim.placement.explaining_stages import PipelineExplanation
     from fpgasim.placement.plan import Plan
 
 WIDTH = 118
@@ -24,6 +25,7 @@ _TABLE = "come from a table for one thread of a server core"
 _ASKED = {"latency": "the shortest time", "coverage": "as much as possible on the FPGA"}
 _CHOSEN = {
     "mincut": "the minimum cut",
+    "frontier": "the best by dynamic programming",
     "milp": "the best by integer programming",
     "greedy": "all that the engine can compute, in order",
     "coverage": "all that the engine can compute",
@@ -49,8 +51,10 @@ def few(names: Sequence[str]) -> str:
 
 def text(plan: Plan, said: Explanation) -> str:
     """`said` about `plan`: the figures, what would help, every node with its reason, the steps with their transfers."""
-    lines = [*_headline(plan, said), "", *_summary(said), *_nodes(said, "cpu"), *_nodes(said, "fpga"), *_steps(said)]
-    return "\n".join(lines)
+    lines = [*_headline(plan, said), "", *_summary(said)]
+    if said.pipeline is not None:
+        lines += [*_pipeline(plan, said.pipeline), ""]
+    return "\n".join([*lines, *_nodes(said, "cpu"), *_nodes(said, "fpga"), *_steps(said)])
 
 
 def _headline(plan: Plan, said: Explanation) -> Iterator[str]:
@@ -111,9 +115,13 @@ def _times(said: Explanation) -> Iterator[str]:
     if said.transfers:
         up = sum(t.payload_bytes for t in said.transfers if t.direction == "to_fpga")
         down = sum(t.payload_bytes for t in said.transfers if t.direction == "to_cpu")
-        spent = milliseconds(sum(t.seconds for t in said.transfers))
-        number = plural(len(said.transfers), "transfer")
+        hops = [t for t in said.transfers if t.direction == "hop"]
+        spent = milliseconds(sum(t.seconds for t in said.transfers if t.direction != "hop"))
+        number = plural(len(said.transfers) - len(hops), "transfer")
         parts.append(f"{number} {spent}, {up:,} bytes to the FPGA and {down:,} bytes to the CPU")
+        if hops:
+            between = f"{plural(len(hops), 'hop')} from device to device {milliseconds(sum(t.seconds for t in hops))}"
+            parts.append(f"{between}, {sum(t.payload_bytes for t in hops):,} bytes")
     yield "; ".join(parts)
     if said.greedy is not None:
         yield (
@@ -127,6 +135,54 @@ def _times(said: Explanation) -> Iterator[str]:
     if pinned:
         size = f"{sum(node.weight_bytes for node in pinned):,.0f} bytes"
         yield f"weights of {plural(len(pinned), 'node')}, {size}, stay on the chip, loaded before the first run"
+
+
+def _pipeline(plan: Plan, said: PipelineExplanation) -> Iterator[str]:
+    """The devices, what each holds and why it begins there, latency and throughput apart."""
+    yield f"split over {plural(len(said.stages), 'device')} of {plan.device.name}, for {said.split_for}"
+    slowest = f"device {said.slowest}" if said.slowest else "the host"
+    for line in (
+        f"latency of one batch: {milliseconds(said.latency_s)}, all devices, hops and the host in turn",
+        f"throughput: {said.batches_per_s:,.0f} batches/s, set by {slowest}, where each works on a batch of its own",
+        f"by the event model {milliseconds(said.event_latency_s)} and {said.event_batches_per_s:,.0f} batches/s",
+        f"{plural(said.needed, 'device')} at least for these weights; by dynamic programming no split of this order of "
+        f"the nodes into contiguous stages has {'less latency' if said.split_for == 'latency' else 'more throughput'}",
+        f"a hop is {said.hop_s * 1e6:g} µs + bytes at {said.link_bytes_per_s / 1e9:g} GB/s (assumed), directly to the "
+        "next device; it is in the time of the device that it goes to",
+    ):
+        yield from _folded(line, 2)
+    header = (
+        "device",
+        "nodes",
+        "first",
+        "weights kept",
+        "of",
+        "streamed",
+        "hops",
+        "time",
+        "1 earlier",
+        "1 later",
+        "why",
+    )
+    rows: list[tuple[str, ...]] = [header]
+    for stage in said.stages:
+        kept, there = f"{stage.weight_bytes:,.0f}", f"{stage.capacity_bytes:,.0f}"
+        moved = (_moved(stage.earlier_s), _moved(stage.later_s))
+        counts = (f"{len(stage.streamed)}", f"{len(stage.receives)}", milliseconds(stage.seconds))
+        number = (f"{stage.device}", f"{len(stage.nodes)}", stage.nodes[0])
+        rows.append((*number, kept, there, *counts, *moved, stage.reason))
+    yield from _table(rows)
+    yield "  (1 earlier, 1 later: ms of latency more if it began one node earlier or later; - where that would not fit)"
+    for other in said.alternatives:
+        yield from _folded(
+            f"{other.text}: {plural(other.devices, 'device')}, {milliseconds(other.latency_s)}, "
+            f"{other.batches_per_s:,.0f} batches/s",
+            2,
+        )
+
+
+def _moved(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:+.3g}"
 
 
 def _obstacle(obstacle: Obstacle, objective_s: float) -> str:
@@ -167,6 +223,9 @@ def _nodes(said: Explanation, side: Side) -> Iterator[str]:
         other: Side = "cpu" if side == "fpga" else "fpga"
         column = [f"whole with it on the {other.upper()}", *(_whole(node, said.objective_s) for node in nodes)]
         rows = [(*row[:4], cell, row[4]) for row, cell in zip(rows, column, strict=True)]
+    if side == "fpga" and any(node.on_device for node in nodes):
+        numbers = ["device", *(f"{node.on_device}" for node in nodes)]
+        rows = [(*row[:2], number, *row[2:]) for row, number in zip(rows, numbers, strict=True)]
     yield from _table(rows)
     yield ""
 
@@ -182,15 +241,18 @@ def _whole(node: NodeExplanation, objective_s: float) -> str:
 
 def _steps(said: Explanation) -> Iterator[str]:
     """Segments and CPU pieces in order, and what each FPGA segment moves; what was moved once stays."""
-    size = {(transfer.tensor, transfer.direction): transfer.payload_bytes for transfer in said.transfers}
+    size = {transfer.tensor: transfer.payload_bytes for transfer in said.transfers}
 
-    def moved(direction: Literal["to_fpga", "to_cpu"], names: Sequence[str]) -> str:
-        return ", ".join(f"{name} {size[name, direction]:,} bytes" for name in names) or "-"
+    def moved(names: Sequence[str]) -> str:
+        return ", ".join(f"{name} {size[name]:,} bytes" for name in names) or "-"
 
-    rows = [("step", "nodes", "time", "to the FPGA", "to the CPU")]
+    several = any(step.on_device for step in said.steps)
+    rows = [("step", "nodes", "time", "to the FPGA", *(["from another FPGA"] if several else []), "to the CPU")]
     for i, step in enumerate(said.steps, 1):
-        up, down = moved("to_fpga", step.to_fpga), moved("to_cpu", step.to_cpu)
-        rows.append((f"{i} {step.kind}", str(len(step.nodes)), milliseconds(step.seconds), up, down))
+        name = f"{i} {step.kind} {step.on_device or ''}".rstrip()
+        hops = [moved(step.hops)] if several else []
+        cells = (name, str(len(step.nodes)), milliseconds(step.seconds), moved(step.to_fpga), *hops, moved(step.to_cpu))
+        rows.append(cells)
     yield "steps in order"
     yield from _table(rows)
 
