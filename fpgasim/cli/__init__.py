@@ -12,7 +12,19 @@ from typing import Any
 import click
 
 import fpgasim
-from fpgasim.cli import cycles, emission, listing, models, numbers, partitioning, programs, reports, speed, zoo
+from fpgasim.cli import (
+    cycles,
+    emission,
+    listing,
+    models,
+    numbers,
+    operators,
+    partitioning,
+    programs,
+    reports,
+    speed,
+    zoo,
+)
 from fpgasim.errors import FpgasimError, status
 
 COMMANDS = {
@@ -29,7 +41,7 @@ COMMANDS = {
     "Programs of the engine": (emission.emit, programs.asm, programs.disasm),
     "Speed": (speed.bench,),
     "How right it is": (cycles.validate,),
-    "What is there": (listing.devices, listing.formats, listing.kernels, listing.doctor),
+    "What is there": (listing.devices, listing.formats, listing.kernels, operators.operators, listing.doctor),
 }
 
 
