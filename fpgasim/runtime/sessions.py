@@ -121,7 +121,7 @@ class Session:
         self, feeds: Mapping[str, npt.ArrayLike], outputs: Sequence[str] | None, taken: list[Taken] | None
     ) -> dict[str, Array]:
         arrays = check_feeds(self.inputs, feeds)
-        plan, steps = self._for_shapes(arrays)
+        plan, steps = self._for_shapes({t.name: arrays[t.name].shape for t in self.inputs if not t.container})
         names = [tensor.name for tensor in plan.graph.outputs] if outputs is None else _checked_names(plan, outputs)
         saturations: Counter[str] = Counter()
         values: dict[str, Array] = dict(arrays)
@@ -142,9 +142,18 @@ class Session:
             self._saturations.update(saturations)
         return {name: _result(plan, name, values, arrays) for name in names}
 
-    def timing(self) -> Timing:
-        """What one run takes, in cycles and seconds, for the plan's own shapes; nothing is computed."""
-        return self.plan.timing()
+    def timing(self, input_shapes: Mapping[str, tuple[int, ...]] | None = None) -> Timing:
+        """What one run takes, in cycles and seconds, for the plan's own shapes or these; nothing is computed.
+
+        `input_shapes` names every input; `run` then keeps the plan for them. Errors are those of `run`.
+        """
+        if input_shapes is None:
+            return self.plan.timing()
+        shapes = dict(input_shapes)
+        unknown = [tensor.name for tensor in self.inputs if not tensor.container and tensor.name not in shapes]
+        if unknown:
+            raise InputError(f"input_shapes lacks input {unknown[0]!r}")
+        return self._for_shapes(shapes)[0].timing()
 
     def report(self) -> Report:
         """What all runs so far have done."""
@@ -160,12 +169,11 @@ class Session:
         """The session that `save` wrote; it gives the same bits. ModelError for a file that is no plan."""
         return compile(Plan.load(path), kernels)
 
-    def _for_shapes(self, arrays: Mapping[str, Array]) -> tuple[Plan, tuple[_Step, ...]]:
-        """The plan for the shapes of `arrays` and its steps, made if this is the first time."""
-        shapes = {tensor.name: arrays[tensor.name].shape for tensor in self.inputs if not tensor.container}
+    def _for_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Plan, tuple[_Step, ...]]:
+        """The plan for inputs of these shapes and its steps, made if this is the first time."""
         if all(tensor.shape == shapes.get(tensor.name) for tensor in self.plan.graph.inputs):
             return self.plan, self._steps
-        key = tuple(shapes.values())
+        key = tuple(shapes[tensor.name] for tensor in self.inputs if not tensor.container)
         with self._lock:
             found = self._other_shapes.pop(key, None)
             if found is None:

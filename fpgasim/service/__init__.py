@@ -1,1 +1,42 @@
-"""The service: from a model to a URL that TensorFlow Serving's clients call."""
+"""The service: from a model to a URL that TensorFlow Serving's clients call.
+
+The public names are imported when first used, so that what needs no server needs not the extra [serve] either.
+"""
+
+import importlib
+from typing import Any
+
+#: Public name -> the module of this package that holds it.
+_HOMES = {
+    "Model": "registry",
+    "Result": "servables",
+    "SeededWeightsWarning": "servables",
+    "Servable": "servables",
+    "Signature": "servables",
+    "TensorSpec": "servables",
+    "VirtualFpga": "servables",
+    "Workspace": "workspace",
+    "servable": "servables",
+}
+#: What the extra [serve] brings.
+_EXTRA = {"cryptography", "google", "grpc", "grpc_health", "grpc_reflection", "ml_dtypes", "prometheus_client"}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fpgasim.service' has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(f"fpgasim.service.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _EXTRA:
+            raise
+        raise ModuleNotFoundError(
+            f"fpgasim.service.{name} needs the package {error.name!r}; pip install 'fpgasim[serve]' brings it",
+            name=error.name,
+        ) from error
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

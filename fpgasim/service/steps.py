@@ -1,0 +1,228 @@
+"""The pieces a servable runs one after another: pictures made into tensors, a graph on the CPU, a plan on the FPGA."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import numpy as np
+
+from fpgasim.errors import ImageError, InputError, UnknownNameError
+from fpgasim.graph import Graph, Tensor
+from fpgasim.zoo.decoding import MAX_PIXELS
+
+if TYPE_CHECKING:
+    from fpgasim.placement import Plan
+    from fpgasim.zoo import AzurePreprocessing, Preprocessing
+
+Array = np.ndarray[Any, Any]
+AnyPreprocessing: TypeAlias = "Preprocessing | AzurePreprocessing"
+Layout = Literal["NHWC", "NCHW"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+#: `host`: as quick as this machine. `hardware`: the engine stays busy for as long as the simulated one would.
+Pace = Literal["host", "hardware"]
+PACES: tuple[Pace, ...] = get_args(Pace)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What is known of a tensor before it is there. Strings have dtype `object`; a size of None may be any."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...] | None
+
+    @property
+    def is_text(self) -> bool:
+        return self.dtype == object
+
+    def as_tensor(self, name: str) -> Tensor:
+        """The same under another name, as the check of feeds takes it."""
+        return Tensor(name, self.dtype, self.shape)
+
+
+class VirtualFpga:
+    """One engine: it computes one batch at a time, whichever threads and servables come.
+
+    With the pace `hardware` it stays busy for as long as the simulated engine would, transfers and launches counted, so
+    no answer comes sooner and a queue forms as it would there. Raises UnknownNameError for another pace.
+    """
+
+    def __init__(self, pace: Pace = "host") -> None:
+        if pace not in PACES:
+            raise UnknownNameError("pace", pace, PACES)
+        self.pace = pace
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def busy(self, seconds: float) -> Iterator[None]:
+        """Holds the engine for the block, and at the pace `hardware` for `seconds` at least."""
+        with self._lock:
+            start = time.monotonic()
+            yield
+            if self.pace == "hardware":
+                # sleep may end a little early on some systems' clocks
+                while (rest := start + seconds - time.monotonic()) > 0:
+                    time.sleep(rest)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a step runs on: the engine, and how many pixels a picture may have once decoded."""
+
+    fpga: VirtualFpga
+    max_pixels: int = MAX_PIXELS
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a step made, by its own names; the simulated engine's cycles and seconds; seconds it took here.
+
+    Waiting for the engine is in none of them.
+    """
+
+    outputs: Mapping[str, Array]
+    seconds: float
+    cycles: int = 0
+    fpga_seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A piece that runs. `reads` and `writes` say which value of the pipeline each of its own tensors is."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    run: Callable[[Mapping[str, Array], Machine], Done]
+    plan: Plan | None = None
+    takes_pictures: bool = False
+    reads: Mapping[str, str] = field(default_factory=dict)
+    writes: Mapping[str, str] = field(default_factory=dict)
+
+
+def preprocessing_step(spec: AnyPreprocessing, layout: Layout, name: str) -> Step:
+    """The step from `images`, encoded pictures (n), to `tensors`, float32 (n, 3, h, w) or (n, h, w, 3)."""
+    images = TensorSpec("images", np.dtype(object), (None,))
+    tensors = TensorSpec("tensors", np.dtype(np.float32), (None, *picture_shape(spec, layout)))
+
+    def run(feeds: Mapping[str, Array], machine: Machine) -> Done:
+        start = time.perf_counter()
+        batch = [_picture(spec, data, i, machine.max_pixels) for i, data in enumerate(feeds["images"])]
+        if not batch:
+            raise InputError("the batch holds no picture; at least one would do")
+        made = batch[0] if len(batch) == 1 else np.concatenate(batch)
+        if layout == "NHWC":
+            made = np.ascontiguousarray(made.transpose(0, 2, 3, 1))
+        return Done({"tensors": made}, time.perf_counter() - start)
+
+    return Step(name, (images,), (tensors,), run, takes_pictures=True)
+
+
+def picture_shape(spec: AnyPreprocessing, layout: Layout) -> tuple[int, int, int]:
+    """The shape of one picture after `spec`."""
+    from fpgasim.zoo import AzurePreprocessing
+
+    height, width = spec.shape if isinstance(spec, AzurePreprocessing) else (spec.size, spec.size)
+    return (height, width, 3) if layout == "NHWC" else (3, height, width)
+
+
+def cpu_step(graph: Graph, name: str) -> Step:
+    """The step that runs `graph` on ONNX Runtime. Raises ModelError where that cannot."""
+    from fpgasim.ops import num_threads
+    from fpgasim.placement import Segment
+    from fpgasim.runtime.cpu import CpuRunner
+
+    inputs, outputs = specs(graph.inputs, graph), specs(graph.outputs, graph)
+    names = tuple(spec.name for spec in outputs)
+    whole = Segment("cpu", 0, tuple(node.name for node in graph.nodes), tuple(s.name for s in inputs), names)
+    runner = CpuRunner(graph, whole, num_threads())
+
+    def run(feeds: Mapping[str, Array], machine: Machine) -> Done:
+        start = time.perf_counter()
+        return Done(runner.run(feeds, names), time.perf_counter() - start)
+
+    return Step(name, inputs, outputs, run)
+
+
+def fpga_step(plan: Plan, name: str) -> Step:
+    """The step that runs `plan`, its CPU pieces included, while no other batch is on the engine."""
+    from fpgasim.runtime import compile
+
+    session = compile(plan)
+    graph = plan.source_graph
+    lock = threading.Lock()
+    timings: dict[tuple[tuple[int, ...], ...], tuple[int, float]] = {}
+
+    def simulated(feeds: Mapping[str, Array]) -> tuple[int, float]:
+        shapes = {tensor.name: feeds[tensor.name].shape for tensor in session.inputs}
+        key = tuple(shapes.values())
+        with lock:
+            if key not in timings:
+                timing = session.timing(shapes)
+                while len(timings) >= _TIMINGS_KEPT:
+                    del timings[next(iter(timings))]
+                timings[key] = timing.cycles, (timing.total_ms - timing.cpu_ms) / 1e3
+            return timings[key]
+
+    def run(feeds: Mapping[str, Array], machine: Machine) -> Done:
+        cycles, fpga_seconds = simulated(feeds)
+        with machine.fpga.busy(fpga_seconds):
+            start = time.perf_counter()
+            made = session.run(feeds)
+        return Done(made, time.perf_counter() - start, cycles, fpga_seconds)
+
+    return Step(name, specs(graph.inputs, graph), specs(graph.outputs, graph), run, plan)
+
+
+#: Input shapes whose simulated time is remembered.
+_TIMINGS_KEPT = 64
+
+
+def specs(tensors: Sequence[Tensor], graph: Graph) -> tuple[TensorSpec, ...]:
+    """`tensors` of `graph` as specs; InputError for a sequence or an optional, which no request holds."""
+    for tensor in tensors:
+        if tensor.container:
+            raise InputError(
+                f"graph {graph.name!r} cannot be served: {tensor.name!r} is a {tensor.container}; tensors would do"
+            )
+    return tuple(
+        TensorSpec(
+            tensor.name,
+            tensor.dtype,
+            None if tensor.shape is None else tuple(dim if isinstance(dim, int) else None for dim in tensor.shape),
+        )
+        for tensor in tensors
+    )
+
+
+def check_pixels(data: bytes, limit: int) -> None:
+    """Raises ImageError for a picture that has more pixels than `limit` by its header."""
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as picture:
+            width, height = picture.size
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
+        return  # decoding says what is wrong with it
+    if width * height > limit:
+        raise ImageError(f"a picture of {width}x{height} pixels; at most {limit} are taken")
+
+
+def _picture(spec: AnyPreprocessing, data: object, i: int, limit: int) -> Array:
+    """One encoded picture as (1, 3, h, w); errors say which of the batch it is."""
+    from fpgasim.zoo import preprocess
+
+    if not isinstance(data, bytes):  # a str would be taken for the path of a file of this machine
+        raise InputError(f"picture {i} of the batch is a {type(data).__name__}; the bytes of a file would do")
+    try:
+        if limit < MAX_PIXELS:
+            check_pixels(data, limit)
+        return preprocess(spec, data)
+    except ImageError as error:
+        raise ImageError(f"picture {i} of the batch: {error}") from error
