@@ -41,7 +41,7 @@ static __attribute__((noinline)) void fill_block(const fs_format *f, const float
   for (int64_t i = 0; i < size; i++) codes[i] = fill_code_of(0, 1.0f);
   float of_block = 1.0f;
   if (largest >= 0x7f800000) {
-    range->nan = 1;
+    range->nan = 1, of_block = NAN;
   } else if (largest > 0) {
     int32_t s = ilogbf(fs_float((uint32_t)largest)), any = 0;
     s = s < f->exponent_low ? f->exponent_low : s > f->exponent_high ? f->exponent_high : s;
@@ -54,7 +54,7 @@ static __attribute__((noinline)) void fill_block(const fs_format *f, const float
     }
     if (any) of_block = (float)fs_power(power), widen(range, power);
   }
-  if (scale) *scale = of_block;
+  *scale = of_block;
 }
 
 /* What the blocks of one fill share. */
@@ -64,11 +64,23 @@ typedef struct {
   scale_bits seen;
 } filling;
 
+FS_INLINE filling begin_filling(const fs_format *f, int32_t largest, fs_range *range) {
+  range->largest = largest > range->largest ? largest : range->largest;
+  return (filling){f, range, FS_NO_SCALES};
+}
+
+FS_INLINE void end_filling(const filling *o) {
+  int32_t low, high;
+  scale_limits(&o->seen, &low, &high);
+  if (high == 0) return;
+  widen(o->range, (low >> 23) - 127);
+  widen(o->range, (high >> 23) - 127);
+}
+
 /* 16 blocks of 16 * v numbers, where there is a quick way for them. */
 FS_INLINE int fill_16(filling *o, const float *x, const float *const *at, int64_t v, fill_code *codes, float *scales) {
 #ifdef FS_FILL_BFLOAT16
-  (void)scales;
-  return quantize_16_to_bfloat16(o->f, x, at, v, codes, &o->seen);
+  return quantize_16_to_bfloat16(o->f, x, at, v, codes, scales, &o->seen);
 #elif defined(FS_BYTES_WORDS)
   return quantize_16_to_words(o->f, x, at, v, codes, scales, &o->seen);
 #else
@@ -117,13 +129,13 @@ static __attribute__((noinline)) void fill_some(filling *o, const float *const *
   }
 }
 
-/* A row of pixels, `step` floats apart. */
-static void fill_values(filling *o, const fs_source *from, const fs_bytes *to, const float *x, int64_t step,
+/* `columns` pixels in a row, `step` floats apart. */
+static void fill_values(filling *o, int64_t columns, int64_t channels, const fs_bytes *to, const float *x, int64_t step,
                         fill_code *codes, float *scales) {
   /* A lone block need not be longer than its tail. Rows may be longer than the layer has channels; the rest of them are
      zeros. */
-  const int64_t channels = from->channels < to->row ? from->channels : to->row;
-  const int64_t blocks = to->blocks, all = from->columns * blocks;
+  channels = channels < to->row ? channels : to->row;
+  const int64_t blocks = to->blocks, all = columns * blocks;
   const int64_t size = blocks == 1 ? (to->tail + 15) / 16 * 16 : to->block;
   if (step == blocks * size && size == to->tail && size % 16 == 0 && all >= 16) {
     if (size == 16) fill_run(o, x, 1, all, codes, scales);
@@ -135,7 +147,7 @@ static void fill_values(filling *o, const fs_source *from, const fs_bytes *to, c
   }
   const float *at[16];
   int64_t n[16], count = 0, stored = 0;
-  for (int64_t i = 0; i < from->columns; i++)
+  for (int64_t i = 0; i < columns; i++)
     for (int64_t b = 0; b < blocks; b++) {
       const int64_t left = channels - b * size; /* b is 0 where the size is not the block */
       at[count] = x + i * step + b * size;
@@ -175,12 +187,34 @@ static void clear(const fs_bytes *to, int64_t pixel, int64_t pixels) {
   for (int64_t i = pixel * to->blocks; i < (pixel + pixels) * to->blocks; i++) to->scales[i] = 1.0f;
 }
 
+/* Where row r of all images' rows begins in the buffer. */
+FS_INLINE int64_t row_of(const fs_source *place, const fs_bytes *to, int64_t r) {
+  return (r / place->rows * to->height + place->top + r % place->rows) * to->width + place->left;
+}
+
+/* The pixels first <= p < last of all images of rows x columns pixels, whose numbers are at x, and the zeros before
+   each row; behind the last one the rest. */
+static __attribute__((noinline)) void fill_pixels(filling *o, const fs_source *place, const fs_bytes *to, const float *x,
+                                                  int64_t first, int64_t last) {
+  const int64_t rows = to->images * place->rows, channels = place->channels;
+  for (int64_t p = first, n; p < last; p += n, x += n * channels) {
+    const int64_t r = p / place->columns, column = p % place->columns, begin = row_of(place, to, r);
+    n = place->columns - column < last - p ? place->columns - column : last - p;
+    if (column == 0) {
+      const int64_t end = r ? row_of(place, to, r - 1) + place->columns : 0;
+      clear(to, end, begin - end);
+    }
+    fill_values(o, n, channels, to, x, channels, (fill_code *)to->codes + (begin + column) * to->row,
+                to->scales + (begin + column) * to->blocks);
+    if (p + n == rows * place->columns)
+      clear(to, begin + place->columns, to->images * to->height * to->width - begin - place->columns);
+  }
+}
+
 static __attribute__((noinline)) int64_t fill(const fs_format *f, const fs_source *from, const fs_bytes *to,
                                               int64_t first_row, int64_t last_row, fs_range *range) {
   int64_t saturated = 0;
-  filling o = {f, range, FS_NO_SCALES};
-  const int32_t largest = from->values ? f->max_code : sizeof(fill_mantissa) == 1 ? 128 : 0;
-  range->largest = largest > range->largest ? largest : range->largest;
+  filling o = begin_filling(f, from->values ? f->max_code : sizeof(fill_mantissa) == 1 ? 128 : 0, range);
   begin_source(from);
   for (int64_t row = first_row; row < last_row; row++) {
     const int64_t r = row % to->height - from->top, pixel = row * to->width;
@@ -196,7 +230,7 @@ static __attribute__((noinline)) int64_t fill(const fs_format *f, const fs_sourc
     if (from->values) {
       int64_t step;
       const float *x = source_row(from, image, r, &step, &saturated);
-      fill_values(&o, from, to, x, step, codes, scales);
+      fill_values(&o, from->columns, from->channels, to, x, step, codes, scales);
       continue;
     }
     for (int64_t i = 0; i < from->columns; i++, codes += to->row, scales += to->blocks) {
@@ -204,11 +238,7 @@ static __attribute__((noinline)) int64_t fill(const fs_format *f, const fs_sourc
       fill_codes(from, to, (const fill_mantissa *)from->codes + block * to->block, from->exponents + block, codes, scales, range);
     }
   }
-  int32_t low, high;
-  scale_limits(&o.seen, &low, &high);
-  if (high == 0) return saturated;
-  widen(range, (low >> 23) - 127);
-  widen(range, (high >> 23) - 127);
+  end_filling(&o);
   return saturated;
 }
 

@@ -144,8 +144,9 @@ FS_INLINE int64_t depthwise(const int pointwise, const fs_window *v, const float
         depthwise_pixel(pointwise, &work, multiplier, image, row, column + i, to + i * outputs);
     if (pointwise == FS_FP16 && at_limit) saturated += count_at_limit(to, px * outputs);
     if (!chain || ((p + px - begin) * outputs < DEPTHWISE_TOGETHER && p + px < last_pixel)) continue;
-    saturated += run_stages(chain->stages, chain->count, chain->pointwise, 0, result, outputs, begin, p + px, scratch,
-                            chain->rounded, result);
+    float *values = result + begin * outputs;
+    saturated += run_stages(chain->stages, chain->count, chain->pointwise, 0, values, outputs, begin, p + px, scratch,
+                            chain->rounded, values);
     begin = p + px;
   }
   return saturated;

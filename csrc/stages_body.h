@@ -50,25 +50,25 @@ FS_INLINE const float *operands(const fs_stage *s, int64_t channels, int64_t at,
   return s->span == FS_CHANNELS && channels > FS_PIECE ? s->operand + at % channels : tile;
 }
 
-/* n elements from `at` on through the chain, one stage after the other; returns how many saturated. */
+/* n elements at `source`, which are those from `at` on, through the chain into v, one stage after the other; operands
+   are i elements further on. Returns how many saturated. */
 static __attribute__((noinline)) int64_t stage_by_stage(const int32_t pointwise, const fs_stage *chain, int64_t count,
                                                         int32_t unrounded, const float *source,
                                                         const float *const *operand, int64_t at, int64_t i, int64_t n,
-                                                        float *rounded, float *result) {
-  float *v = result + at + i;
+                                                        float *rounded, float *v) {
   int64_t saturated = 0;
-  if (source != result) memcpy(v, source + at + i, (size_t)n * sizeof *v);
+  if (source != v) memcpy(v, source, (size_t)n * sizeof *v);
   if (unrounded) {
     int32_t high = 0;
     for (int64_t j = 0; j < n; j++) v[j] = round_beyond(pointwise, v[j], &high);
     saturated += saturate(high, n, v);
   }
-  if (rounded && rounded != result) memcpy(rounded + at + i, v, (size_t)n * sizeof *v);
+  if (rounded && rounded + at != v) memcpy(rounded + at, v, (size_t)n * sizeof *v);
   for (int64_t k = 0; k < count; k++) {
     saturated += pointwise == FS_FP16   ? run_stage(FS_FP16, chain + k, operand[k] + i, n, v)
                  : pointwise == FS_BF16 ? run_stage(FS_BF16, chain + k, operand[k] + i, n, v)
                                         : run_stage(FS_FP32, chain + k, operand[k] + i, n, v);
-    if (chain[k].result && chain[k].result != result) memcpy(chain[k].result + at + i, v, (size_t)n * sizeof *v);
+    if (chain[k].result && chain[k].result + at != v) memcpy(chain[k].result + at, v, (size_t)n * sizeof *v);
   }
   return saturated;
 }
@@ -85,11 +85,11 @@ FS_INLINE int stages_in_registers(const fs_stage *chain, int64_t count, int32_t 
 #define EACH for (int j = 0; j < 4; j++)
 #define ROUNDED(x) EACH v[j] = round_fp16_values(x)
 #define SEEN EACH largest = (v_bits)FS_LARGER(largest, (v_bits)v[j] & 0x7fffffff)
-#define STORE(to) EACH *(v_values *)((to) + at + i + j * FS_LANES) = v[j]
+#define STORE(to) EACH *(v_values *)((to) + j * FS_LANES) = v[j]
 #define O (*(const v_values *)(operand[k] + i + j * FS_LANES))
-  EACH v[j] = *(const v_values *)(source + at + i + j * FS_LANES);
+  EACH v[j] = *(const v_values *)(source + j * FS_LANES);
   if (unrounded) ROUNDED(v[j]);
-  if (rounded && rounded != result) STORE(rounded);
+  if (rounded && rounded + at != result) STORE(rounded + at);
   for (int64_t k = 0; k < count; k++) {
     const fs_stage *s = chain + k;
     switch (s->kind) {
@@ -103,7 +103,7 @@ FS_INLINE int stages_in_registers(const fs_stage *chain, int64_t count, int32_t 
         break;
       default: return 0;
     }
-    if (s->result && s->result != result) STORE(s->result);
+    if (s->result && s->result + at != result) STORE(s->result + at);
   }
   SEEN;
   for (int j = 0; j < FS_LANES; j++)
@@ -131,7 +131,7 @@ FS_INLINE void repeat_operands(const fs_stage *chain, int64_t count, int64_t cha
   }
 }
 
-/* fs_stages after repeat_operands. */
+/* fs_stages after repeat_operands; `source` and `result` begin with the first pixel. */
 static __attribute__((noinline)) int64_t run_stages(const fs_stage *chain, int64_t count, int32_t pointwise,
                                                     int32_t unrounded, const float *source, int64_t channels,
                                                     int64_t first, int64_t last, const float *scratch, float *rounded,
@@ -143,32 +143,28 @@ static __attribute__((noinline)) int64_t run_stages(const fs_stage *chain, int64
     n = channels > FS_PIECE && channels - at % channels < whole ? channels - at % channels : whole;
     if (n > last * channels - at) n = last * channels - at;
     for (int64_t k = 0; k < count; k++) operand[k] = operands(chain + k, channels, at, scratch + k * FS_PIECE);
+    const float *from = source + (at - first * channels);
+    float *to = result + (at - first * channels);
     int64_t i = 0;
 #ifdef FS_ROUND_FP16
     for (; pointwise == FS_FP16 && i + FS_RUN <= n; i += FS_RUN)
-      if (!stages_in_registers(chain, count, unrounded, source, operand, at, i, rounded, result))
-        saturated += stage_by_stage(pointwise, chain, count, unrounded, source, operand, at, i, FS_RUN, rounded, result);
+      if (!stages_in_registers(chain, count, unrounded, from + i, operand, at + i, i, rounded, to + i))
+        saturated += stage_by_stage(pointwise, chain, count, unrounded, from + i, operand, at + i, i, FS_RUN, rounded, to + i);
 #endif
     if (i < n)
-      saturated += stage_by_stage(pointwise, chain, count, unrounded, source, operand, at, i, n - i, rounded, result);
+      saturated += stage_by_stage(pointwise, chain, count, unrounded, from + i, operand, at + i, i, n - i, rounded, to + i);
   }
   return saturated;
-}
-
-static __attribute__((noinline)) int64_t stages_of_type(const fs_stage *chain, int64_t count, int32_t pointwise,
-                                                      int32_t unrounded, const float *source, int64_t channels,
-                                                      int64_t first, int64_t last, float *scratch, float *rounded,
-                                                      float *result) {
-  repeat_operands(chain, count, channels, scratch);
-  return run_stages(chain, count, pointwise, unrounded, source, channels, first, last, scratch, rounded, result);
 }
 
 int64_t FS_FN(fs_stages)(const fs_stage *chain, int64_t count, int32_t pointwise, int32_t unrounded, const float *source,
                         int64_t channels, int64_t first_pixel, int64_t last_pixel, float *scratch, float *rounded,
                         float *result) {
   fs_fp_state state = fs_fp_enter();
-  int64_t saturated = stages_of_type(chain, count, pointwise, unrounded, source, channels, first_pixel, last_pixel,
-                                   scratch, rounded, result);
+  repeat_operands(chain, count, channels, scratch);
+  const int64_t first = first_pixel * channels;
+  int64_t saturated = run_stages(chain, count, pointwise, unrounded, source + first, channels, first_pixel, last_pixel,
+                                 scratch, rounded, result + first);
   fs_fp_leave(state);
   return saturated;
 }

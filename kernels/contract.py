@@ -185,6 +185,32 @@ class Unquantized:
         return (n, *self.window.output_size(height, width), blocks * self.format.block)
 
 
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A layer that reads a tensor in blocks, as `Backend.layer` names its parts."""
+
+    w: Operand
+    window: Window
+    groups: int
+    accumulator: Accumulator
+    order: Order
+
+
+class Room(Protocol):
+    """How a backend lays out blocks for the layers that read them: in `size` bytes."""
+
+    @property
+    def size(self) -> int: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """A tensor in blocks that one layer leaves and others read: in `memory`, uint8, from a line of the cache on."""
+
+    room: Room
+    memory: Array
+
+
 class Backend(Protocol):
     """The kernels. `name` is what FPGASIM_KERNELS selects. `out` takes the result, if given, and is returned."""
 
@@ -308,9 +334,18 @@ class Backend(Protocol):
         """
         ...
 
+    def code_room(
+        self, shape: tuple[int, int, int, int], fmt: BlockFormat, readers: Sequence[Reader], /
+    ) -> Room | None:
+        """Room for a tensor (N, H, W, C) in blocks of `fmt` that all `readers` take as they lie there.
+
+        None where this backend has none for these, or where numbers serve them better.
+        """
+        ...
+
     def bind_layer(
         self,
-        x: Operand | Unquantized,
+        x: Operand | Unquantized | Codes,
         w: Operand,
         window: Window,
         groups: int,
@@ -321,10 +356,12 @@ class Backend(Protocol):
         pointwise: Pointwise,
         threads: int,
         /,
+        codes: Codes | None = None,
     ) -> Callable[[], tuple[int, int]]:
         """`layer` on these very arrays, made ready: a call computes it from what they hold by then.
 
-        One thread at a time may call it.
+        `codes` takes what the last step makes, quantized with ties to even; then `results` need not. Rooms are those
+        of `code_room`. One thread at a time may call it.
         """
         ...
 

@@ -14,11 +14,13 @@ from fpgasim.kernels._native import ffi, lib
 from fpgasim.kernels.contract import (
     Accumulator,
     Array,
+    Codes,
     Float32Array,
     Int16Array,
     Operand,
     Order,
     Pointwise,
+    Reader,
     Step,
     Unquantized,
     Window,
@@ -26,6 +28,7 @@ from fpgasim.kernels.contract import (
     fixed_of,
 )
 from fpgasim.kernels.native_bytes import BytesConvolution
+from fpgasim.kernels.native_room import BytesRoom, room_of
 from fpgasim.kernels.native_structs import format_struct, pointer, room
 from fpgasim.kernels.native_unit import TYPES, NativeUnit, c_chain, c_window, is_beyond_c
 from fpgasim.kernels.numpy_unit import given_pair
@@ -58,7 +61,7 @@ class Native(NativeUnit):
         self.name = f"native-{ffi.string(variant.name).decode()}"
         self._variant = variant
         self._weights: WeightCache[_Packed] = WeightCache()
-        self.bytes_convolution = BytesConvolution(variant.bytes, variant.stages)
+        self.bytes_convolution = BytesConvolution(variant.bytes)
 
     def peak(self) -> float:
         """Integer multiply-accumulates a second that one thread does when it does nothing else, measured."""
@@ -170,7 +173,7 @@ class Native(NativeUnit):
 
     def bind_layer(
         self,
-        x: Operand | Unquantized,
+        x: Operand | Unquantized | Codes,
         w: Operand,
         window: Window,
         groups: int,
@@ -181,26 +184,39 @@ class Native(NativeUnit):
         pointwise: Pointwise,
         threads: int,
         /,
+        codes: Codes | None = None,
     ) -> Callable[[], tuple[int, int]]:
-        result = results[len(steps) - 1]
+        last = len(steps) - 1
         first = x.steps if isinstance(x, Unquantized) else ()
+        pixels = len(results[last]) if codes is None else math.prod(room_of(codes).shape[:3])
         bound = None
         if not is_beyond_c([*first, *steps], pointwise):
             before = c_chain(first, {}, pointwise) if first else ffi.NULL
             chain = c_chain(steps, results, pointwise)
             bound = self.bytes_convolution.bind(
-                x, w, window, groups, accumulator, order, chain, threads, result, before
+                x, w, window, groups, accumulator, order, chain, threads, results.get(last), before, codes
             )
 
         def work() -> tuple[int, int]:
-            counts = bound[1]() if bound is not None else None
+            counts = bound() if bound is not None else None
             if counts is not None:
                 return counts
-            return super(Native, self).layer(
-                x, w, window, groups, accumulator, order, steps, results, pointwise, threads
-            )
+            made = dict(results)
+            if last not in made:
+                made[last] = self._room("numbers", (pixels, len(w.mantissas)), np.float32)
+            source = room_of(x).operand(x.memory) if isinstance(x, Codes) else x
+            args = (source, w, window, groups, accumulator, order, steps, made, pointwise, threads)
+            counts = super(Native, self).layer(*args)
+            if codes is not None:
+                room_of(codes).fill(codes.memory, made[last])
+            return counts
 
         return work
+
+    def code_room(
+        self, shape: tuple[int, int, int, int], fmt: BlockFormat, readers: Sequence[Reader], /
+    ) -> BytesRoom | None:
+        return self.bytes_convolution.room(shape, fmt, readers)
 
     def matmul(self, a: Operand, b: Operand, accumulator: Accumulator, order: Order, threads: int, /) -> Float32Array:
         found = self.bytes_convolution.layer(a, b, Window((1, 1)), 1, accumulator, order, None, threads)

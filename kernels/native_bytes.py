@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fpgasim.kernels._native import ffi, lib
-from fpgasim.kernels.contract import ORDERS, Array, Float32Array, Operand, Unquantized, Window
-from fpgasim.kernels.native_structs import format_struct, pointer, room, strided_pointer
+from fpgasim.kernels.contract import ORDERS, Array, Codes, Float32Array, Operand, Reader, Unquantized, Window
+from fpgasim.kernels.native_room import NO_RANGE, BytesRoom, Rows, room_of
+from fpgasim.kernels.native_structs import aligned, format_struct, pointer, room, strided_pointer
 from fpgasim.kernels.native_unit import c_window
 from fpgasim.kernels.weights import WeightCache
+from fpgasim.numerics import BlockFormat
 from fpgasim.numerics.tensors import code_dtype
 
 _SUMS = {"fp32": lib.FS_SUM_FP32, "fp16": lib.FS_SUM_FP16, "bf16": lib.FS_SUM_BF16, "exact": lib.FS_SUM_EXACT}
@@ -38,19 +40,18 @@ class _Place:
 
     conv: Any
     terms: Array
-    tail: int
-    step: int
-    row: int
+    rows: Rows
     source: dict[str, int]
     buffer: tuple[int, int, int]
     result: tuple[int, ...]
+    origin: int = 0  # the pixel of a buffer that is there already from which it reads
 
 
 class BytesConvolution:
     """The byte convolutions of one variant: `kernels` for all but exact sums of bytes, for those, and for words."""
 
-    def __init__(self, kernels: Any, stages: Any) -> None:
-        self._kernels, self._stages = kernels, stages
+    def __init__(self, kernels: Any) -> None:
+        self._kernels = kernels
         self._weights: WeightCache[_Packed] = WeightCache()
         self._places: WeightCache[_Place] = WeightCache()
         self._scratch = threading.local()
@@ -77,16 +78,16 @@ class BytesConvolution:
 
         None if this is not for bytes. `out`, if given, takes the result.
         """
-        bound = self.bind(x, w, window, groups, accumulator, order, chain, threads, out, before)
-        if bound is None:
-            return None
-        result, work = bound
-        counts = work()
+        shape = _shape(x)
+        size = shape[0], *window.output_size(*shape[1:3]), len(w.mantissas)
+        result = np.empty(size, np.float32) if out is None else out
+        work = self.bind(x, w, window, groups, accumulator, order, chain, threads, result, before)
+        counts = work() if work is not None else None
         return None if counts is None else (result, *counts)
 
     def bind(
         self,
-        x: Operand | Unquantized,
+        x: Operand | Unquantized | Codes,
         w: Operand,
         window: Window,
         groups: int,
@@ -94,66 +95,104 @@ class BytesConvolution:
         order: str,
         chain: Any,
         threads: int,
-        out: Float32Array | None = None,
+        out: Float32Array | None,
         before: Any = ffi.NULL,
-    ) -> tuple[Float32Array, Callable[[], tuple[int, int] | None]] | None:
-        """`layer` made ready: its result, and the work that fills it time and again, in one thread at a time."""
+        codes: Codes | None = None,
+    ) -> Callable[[], tuple[int, int] | None] | None:
+        """`layer` made ready: the work that fills `out`, or `codes`, time and again, in one thread at a time."""
         order = "khwc" if accumulator == "exact" else order  # exact sums do not depend on it
-        if not self._takes(x, w, groups) or accumulator not in _SUMS or order not in ORDERS:
+        kernels = self._choose(x, w, groups, accumulator, order)
+        if kernels is None or (codes is not None and room_of(codes).kernels != kernels):
             return None
-        words = max(w.mantissas.itemsize, _code_bytes(x)) > 1
-        kernels = self._kernels[2 if words else accumulator == "exact"]
         key = (groups, order, window.kernel, kernels.layout)
         sums = _SUMS[accumulator]
         packed = self._weights.get(  # words are laid out in a way of their own for fp32 sums
-            w, (*key, words and accumulator == "fp32"), lambda: _pack(kernels, w, window, groups, order, sums)
+            w,
+            (*key, kernels.layout == lib.FS_WORDS and accumulator == "fp32"),
+            lambda: _pack(kernels, w, window, groups, order, sums),
         )
-        shape = _shape(x)
+        shape, pads = _shape(x), None
+        if isinstance(x, Codes):
+            pads = room_of(x).pads
+            if room_of(x).rows != _rows(kernels, w, groups) or any(np.greater(window.pads, pads)):
+                return None
         place = self._places.get(
-            w, (*key, shape, window, sums), lambda: _place(kernels, shape, w, window, groups, order, sums)
+            w, (*key, shape, window, sums, pads), lambda: _place(kernels, shape, w, window, groups, order, sums, pads)
         )
-        result = np.empty(place.result, np.float32) if out is None else out.reshape(place.result)
-        pixels, row_bytes = math.prod(place.buffer), _row_bytes(kernels, place)
-        work_on, keep = self._bound(kernels, x, packed, place, before, chain, result)
+        layer, keep = self._bound(kernels, x, packed, place, before, chain, out, codes)
+        own = place.rows.size(math.prod(place.buffer))
+        floats = threads * layer.room
+        if out is None and lib.fs_bytes_by_panels(layer, threads):
+            floats += math.prod(place.result)
         saturated = ffi.new("int64_t[2]")
 
         def work() -> tuple[int, int] | None:
             assert keep
-            codes, scales = self._buffers(pixels, row_bytes, place.conv.blocks)
-            floats = room(threads * work_on.room)
-            if lib.fs_bytes_layer(work_on, threads, codes, scales, floats, saturated) == lib.FS_BYTES_NOT:
+            if not isinstance(x, Codes):
+                place.rows.put(layer.image, place.buffer, self._buffer(own))
+            if lib.fs_bytes_layer(layer, threads, room(floats), saturated) == lib.FS_BYTES_NOT:
                 return None
             return saturated[0], saturated[1]
 
-        return result, work
+        return work
 
-    def _takes(self, x: Operand | Unquantized, w: Operand, groups: int) -> bool:
+    def room(self, shape: tuple[int, int, int, int], fmt: BlockFormat, readers: Sequence[Reader]) -> BytesRoom | None:
+        """As `contract.Backend.code_room`."""
+        if all(max(np.subtract(r.window.stride, r.window.kernel)) > 0 for r in readers):  # few of its pixels are read
+            return None
+        x = Unquantized(np.empty(0, np.float32), fmt)
+        found = []
+        for r in readers:
+            kernels = self._choose(x, r.w, r.groups, r.accumulator, r.order)
+            if kernels is None:
+                return None
+            found.append((kernels, _rows(kernels, r.w, r.groups)))
+        if any(other != found[0] for other in found):
+            return None
+        top, left, bottom, right = np.max([r.window.pads for r in readers], axis=0).tolist()
+        return BytesRoom(*found[0], fmt, shape, (top, left, bottom, right))
+
+    def _choose(
+        self, x: Operand | Unquantized | Codes, w: Operand, groups: int, accumulator: str, order: str
+    ) -> Any | None:
+        """The byte convolution for these operands; None if they are for none."""
+        if isinstance(x, Codes):
+            return room_of(x).kernels
         if not self.there or w.mantissas.dtype not in _INTEGERS or w.exponents is None or w.block % 4:
-            return False
+            return None
+        if accumulator not in _SUMS or (order not in ORDERS and accumulator != "exact"):
+            return None
         if isinstance(x, Unquantized):
             if x.format.is_float or x.format.block != w.block:
-                return False
+                return None
             if x.window is not None and not x.values.flags.c_contiguous:
-                return False
+                return None
         elif x.mantissas.dtype not in _INTEGERS or x.exponents is None:
-            return False
+            return None
         spans = _group_blocks(w, groups)
-        return min(spans) == max(spans)
+        if min(spans) != max(spans):
+            return None
+        words = max(w.mantissas.itemsize, _code_bytes(x)) > 1
+        return self._kernels[2 if words else accumulator == "exact"]
 
     def _bound(
         self,
         kernels: Any,
-        x: Operand | Unquantized,
+        x: Operand | Unquantized | Codes,
         packed: _Packed,
         place: _Place,
         before: Any,
         chain: Any,
-        result: Float32Array,
+        out: Float32Array | None,
+        codes: Codes | None,
     ) -> tuple[Any, tuple[Any, ...]]:
         """The layer as an `fs_layer *`, and what it points into, which must outlive it."""
-        conv, source = place.conv, ffi.new("fs_source *", place.source)
+        conv, source, image = place.conv, ffi.new("fs_source *", place.source), place.rows.image(place.buffer)
         form, under, floats, mantissas = ffi.NULL, ffi.NULL, 0, None
-        if isinstance(x, Unquantized):
+        ready, left, kept = ffi.NULL, ffi.NULL, None
+        if isinstance(x, Codes):
+            image, ready = room_of(x).image(x.memory, place.origin), room_of(x).range(x.memory)
+        elif isinstance(x, Unquantized):
             form = format_struct(x.format, _mantissa_bytes(kernels))
             if x.window is not None:
                 under = ffi.new("fs_window *", c_window(x.window, *x.values.shape[1:3]))
@@ -166,46 +205,43 @@ class BytesConvolution:
             mantissas = x.mantissas.astype(f"i{_mantissa_bytes(kernels)}", copy=False)
             source.codes, source.exponents = ffi.from_buffer(mantissas), pointer("int16_t", x.exponents)
             source.fraction_bits = x.fraction_bits
+        if codes is not None:
+            left, kept = room_of(codes).codes(codes.memory)
+        behind = chain.count * lib.FS_PIECE if chain else 0
+        if out is None:
+            behind += max(lib.FS_TOGETHER, lib.FS_MAX_TILE * conv.outputs)
         layer = ffi.new("fs_layer *", {
             "kernels": kernels,
             "format": form,
             "source": source[0],
-            "image": (ffi.NULL, ffi.NULL, *place.buffer, conv.blocks, conv.block, place.tail, place.row, place.step),
+            "image": image[0],
+            "ready": ready,
             "conv": conv,
-            "pixels": result.size // conv.outputs,
+            "pixels": math.prod(place.result[:3]),
             "terms": pointer("fs_term", place.terms),
             "weights": pointer("uint8_t", packed.weights),
             "panels": packed.panels,
             "panel_bytes": packed.panel_bytes,
             "weights_range": packed.range,
             "chain": chain or ffi.NULL,
-            "stages": self._stages,
-            "room": max(floats, chain.count * lib.FS_PIECE if chain else 0),
-            "result": pointer("float", result),
+            "codes": left,
+            "room": -(-max(floats, behind) // 16) * 16,  # whole lines of the cache
+            "result": ffi.NULL if out is None else pointer("float", out),
         })  # fmt: skip
-        return layer, (x, mantissas, form, under, before, place, packed, chain, result)
+        return layer, (x, mantissas, form, under, before, place, packed, chain, out, codes, left, kept)
 
-    def _buffers(self, pixels: int, row_bytes: int, blocks: int) -> tuple[Any, Any]:
+    def _buffer(self, size: int) -> Any:
         """Room for codes and scales, kept by this thread from layer to layer."""
-        codes = pixels * row_bytes + -pixels * row_bytes % 64
         kept: Any = getattr(self._scratch, "kept", b"")
-        if len(kept) < codes + 4 * pixels * blocks:
-            kept = self._scratch.kept = pointer("uint8_t", _aligned(codes + 4 * pixels * blocks))
-        return kept, ffi.cast("float *", kept + codes)
+        if len(kept) < size:
+            kept = self._scratch.kept = pointer("uint8_t", aligned(size))
+        return kept
 
 
-def _aligned(size: int) -> Array:
-    """Bytes that begin with a line of the cache."""
-    room = np.empty(size + 64, np.uint8)
-    return room[-room.ctypes.data % 64 :]
-
-
-#: No power of two, so far.
-_NO_RANGE = (2**31 - 1, -(2**31), 0, 0, 0)
-
-
-def _shape(x: Operand | Unquantized) -> tuple[int, int, int, int]:
+def _shape(x: Operand | Unquantized | Codes) -> tuple[int, int, int, int]:
     """(N, H, W, C) of a convolution's input; rows (N, C) are images of one pixel."""
+    if isinstance(x, Codes):
+        return room_of(x).shape
     shape = x.shape if isinstance(x, Unquantized) else (*x.mantissas.shape[:-1], x.channels)
     return (shape[0], 1, 1, shape[1]) if len(shape) == 2 else (shape[0], shape[1], shape[2], shape[3])
 
@@ -217,10 +253,6 @@ def _group_blocks(w: Operand, groups: int) -> list[int]:
 
 def _code_bytes(x: Operand | Unquantized) -> int:
     return code_dtype(x.format).itemsize if isinstance(x, Unquantized) else x.mantissas.itemsize
-
-
-def _row_bytes(kernels: Any, place: _Place) -> int:
-    return 2 * place.row if kernels.layout in (lib.FS_BFLOAT16, lib.FS_WORDS) else place.row
 
 
 def _mantissa_bytes(kernels: Any) -> int:
@@ -245,10 +277,10 @@ def _pack(kernels: Any, w: Operand, window: Window, groups: int, order: str, sum
     panel, outputs = kernels.panel, len(w.mantissas)
     panels = groups * -(-(outputs // groups) // panel)
     conv = _conv(w, window, groups, sums, {"kernel_height": window.kernel[0], "kernel_width": window.kernel[1]})
-    layout, (tail, _) = kernels.layout, _row(kernels, w, groups)
+    layout, tail = kernels.layout, _rows(kernels, w, groups).tail
     panel_bytes = lib.fs_bytes_panel(conv, panel, layout, _terms(conv, tail, order)[1])
-    weights = _aligned(panels * panel_bytes)
-    powers = ffi.new("fs_range *", _NO_RANGE)
+    weights = aligned(panels * panel_bytes)
+    powers = ffi.new("fs_range *", NO_RANGE)
     mantissas = w.mantissas.astype(f"i{_mantissa_bytes(kernels)}", copy=False)
     lib.fs_bytes_pack(
         conv, panel, layout, tail, order == "chwk", ffi.from_buffer(mantissas),
@@ -257,21 +289,36 @@ def _pack(kernels: Any, w: Operand, window: Window, groups: int, order: str, sum
     return _Packed(weights, powers, panels, panel_bytes)
 
 
-def _row(kernels: Any, w: Operand, groups: int) -> tuple[int, int]:
-    """How many codes of a pixel's last block are kept, as many whole steps as hold its channels; and the step."""
+def _rows(kernels: Any, w: Operand, groups: int) -> Rows:
+    """How the activations of a layer lie: of a pixel's last block as many whole steps as hold its channels."""
     step = lib.fs_bytes_step(w.block, kernels.layout)
     left = w.channels - (w.blocks - 1) * w.block
-    return w.block if groups > 1 else -(-left // step) * step, step
+    return Rows(kernels.layout, w.block, w.blocks, w.block if groups > 1 else -(-left // step) * step, step)
 
 
 def _place(
-    kernels: Any, shape: tuple[int, int, int, int], w: Operand, window: Window, groups: int, order: str, sums: int
+    kernels: Any,
+    shape: tuple[int, int, int, int],
+    w: Operand,
+    window: Window,
+    groups: int,
+    order: str,
+    sums: int,
+    pads: tuple[int, int, int, int] | None,
 ) -> _Place:
+    """Of a layer with a buffer of its own, or without one if there are `pads`, those of a room."""
     n, height, width, channels = shape
     oh, ow = window.output_size(height, width)
     top, left = window.pads[:2]
     fields = c_window(window, height, width) | {"pad_top": 0, "pad_left": 0}
-    if window.kernel == (1, 1) and not any(window.pads):  # only the pixels under the window, all in one row
+    origin, there = 0, pads is not None and (any(pads) or window.stride != (1, 1))
+    if there:
+        assert pads is not None
+        rows, columns, strides = height, width, (1, 1)
+        buffer = (n, height + pads[0] + pads[2], width + pads[1] + pads[3])
+        fields |= {"height": buffer[1], "width": buffer[2]}
+        origin = (pads[0] - top) * buffer[2] + pads[1] - left
+    elif window.kernel == (1, 1) and not any(window.pads):  # only the pixels under the window, all in one row
         rows, columns, strides = oh, ow, window.stride
         buffer = (n, oh, ow)
         fields |= {"height": 1, "width": n * oh * ow, "out_height": 1, "out_width": n * oh * ow}
@@ -287,8 +334,8 @@ def _place(
         buffer = (n, reach[0], reach[1])
         fields |= {"height": reach[0], "width": reach[1]}
     conv = _conv(w, window, groups, sums, fields)
-    tail, step = _row(kernels, w, groups)
-    terms, _ = _terms(conv, tail, order)
+    lies = _rows(kernels, w, groups)
+    terms, _ = _terms(conv, lies.tail, order)
     source = {
         "height": height,
         "width": width,
@@ -300,8 +347,7 @@ def _place(
         "row_stride": strides[0],
         "column_stride": strides[1],
     }
-    row = (w.blocks - 1) * w.block + tail
-    return _Place(conv, terms, tail, step, row, source, buffer, (n, oh, ow, len(w.mantissas)))
+    return _Place(conv, terms, lies, source, buffer, (n, oh, ow, len(w.mantissas)), origin)
 
 
 def _terms(conv: Any, tail: int, order: str) -> tuple[Array, int]:

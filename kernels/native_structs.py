@@ -29,12 +29,18 @@ def strided_pointer(array: Array) -> Any:
 _kept = threading.local()
 
 
+def aligned(size: int) -> Array:
+    """Bytes that begin with a line of the cache."""
+    room = np.empty(size + 64, np.uint8)
+    return room[-room.ctypes.data % 64 :]
+
+
 def kept(purpose: str, shape: tuple[int, ...], dtype: Any) -> Array:
     """An array that is this thread's until it asks again for the same purpose; what is in it is undefined."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = _kept.__dict__.get(purpose)
     if memory is None or memory.size < size:
-        memory = _kept.__dict__[purpose] = np.empty(size, np.uint8)
+        memory = _kept.__dict__[purpose] = aligned(size)
     array: Array = memory[:size].view(dtype).reshape(shape)
     return array
 

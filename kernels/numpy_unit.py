@@ -12,11 +12,14 @@ from fpgasim.kernels import pointwise as unit
 from fpgasim.kernels.contract import (
     Accumulator,
     Array,
+    Codes,
     Float32Array,
     Int16Array,
     Operand,
     Order,
     Pointwise,
+    Reader,
+    Room,
     Step,
     Unquantized,
     Window,
@@ -110,9 +113,14 @@ class PointwiseUnit(ABC):
         plain, saturated = self.plain(x, pointwise, threads)
         return self._blocks(plain), saturated
 
+    def code_room(
+        self, shape: tuple[int, int, int, int], fmt: BlockFormat, readers: Sequence[Reader], /
+    ) -> Room | None:
+        return None
+
     def bind_layer(
         self,
-        x: Operand | Unquantized,
+        x: Operand | Unquantized | Codes,
         w: Operand,
         window: Window,
         groups: int,
@@ -123,7 +131,9 @@ class PointwiseUnit(ABC):
         pointwise: Pointwise,
         threads: int,
         /,
+        codes: Codes | None = None,
     ) -> Callable[[], tuple[int, int]]:
+        assert codes is None and not isinstance(x, Codes)  # noqa: PT018
         args = (x, w, window, groups, accumulator, order, steps, results, pointwise, threads)
         return lambda: self.layer(*args)
 

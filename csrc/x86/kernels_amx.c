@@ -6,7 +6,7 @@
 #define FS_LARGER(a, b) _mm512_max_epi32((__m512i)(a), (__m512i)(b))
 #define FS_WITHIN(x, low, high) _mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), (__m512)(x)))
 #include "../stages_body.h"
-#include "bytes_conv_amx.h"
 #define FS_FILL_BFLOAT16
 #include "quantize_avx512.h"
 #include "../bytes_fill_body.h"
+#include "bytes_conv_amx.h"

@@ -23,5 +23,5 @@
                                                         _mm256_sign_epi8((__m256i)(w), (__m256i)(x))),      \
                                    _mm256_set1_epi16(1)))
 #include "sums_avx2.h"
-#include "../bytes_conv_body.h"
 #include "../bytes_fill_body.h"
+#include "../bytes_conv_body.h"

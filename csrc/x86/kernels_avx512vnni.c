@@ -23,6 +23,6 @@
 #define FS_BYTES_BIAS 128
 #define FS_DOT(d, x, w) ((v_dots)_mm512_dpbusd_epi32((__m512i)(d), (__m512i)(x), (__m512i)(w)))
 #include "sums_avx512.h"
-#include "../bytes_conv_body.h"
 #include "../bytes_fill_body.h"
+#include "../bytes_conv_body.h"
 #endif

@@ -21,5 +21,5 @@
 #define FS_BYTES_BIAS 128
 #define FS_DOT(d, x, w) ((v_dots)_mm256_dpbusd_avx_epi32((__m256i)(d), (__m256i)(x), (__m256i)(w)))
 #include "sums_avx2.h"
-#include "../bytes_conv_body.h"
 #include "../bytes_fill_body.h"
+#include "../bytes_conv_body.h"

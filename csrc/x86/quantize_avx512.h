@@ -117,9 +117,10 @@ FS_INLINE int quantize_16_blocks(const fs_format *f, const float *x, const float
 /* 16 such blocks as bfloat16, mantissas times their block's scale; otherwise as quantize_16_blocks without exponents.
    Adding 1.5 * 2^23 scales rounds to a multiple of the scale. */
 FS_INLINE int quantize_16_to_bfloat16(const fs_format *f, const float *x, const float *const *at, int64_t v,
-                                      uint16_t *values, scale_bits *seen) {
+                                      uint16_t *values, float *scales, scale_bits *seen) {
   __m512i scale;
   if (!scales_of_16(f, x, at, v, NULL, seen, &scale)) return 0;
+  _mm512_storeu_si512(scales, scale);
   float rounder[16], bound[16];
   _mm512_storeu_ps(rounder, _mm512_mul_ps(_mm512_castsi512_ps(scale), _mm512_set1_ps(12582912.0f)));
   _mm512_storeu_ps(bound, _mm512_mul_ps(_mm512_castsi512_ps(scale), _mm512_set1_ps((float)f->max_code)));

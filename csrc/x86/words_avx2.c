@@ -11,6 +11,6 @@
 #define FS_BYTES_PIXELS 4
 #define FS_DOT(d, x, w) ((d) + (v_dots)_mm256_madd_epi16((__m256i)(x), (__m256i)(w)))
 #include "sums_avx2.h"
-#include "../bytes_conv_body.h"
 #include "quantize_avx2.h"
 #include "../bytes_fill_body.h"
+#include "../bytes_conv_body.h"

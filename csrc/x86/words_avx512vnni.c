@@ -11,6 +11,6 @@
 #define FS_BYTES_PIXELS 7
 #define FS_DOT(d, x, w) ((v_dots)_mm512_dpwssd_epi32((__m512i)(d), (__m512i)(x), (__m512i)(w)))
 #include "sums_avx512.h"
-#include "../bytes_conv_body.h"
 #include "quantize_avx512.h"
 #include "../bytes_fill_body.h"
+#include "../bytes_conv_body.h"

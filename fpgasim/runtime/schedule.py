@@ -14,9 +14,12 @@ from fpgasim.compiler.fusion import reads
 from fpgasim.kernels.contract import (
     Array,
     Backend,
+    Codes,
     Float32Array,
     Operand,
     Pointwise,
+    Reader,
+    Room,
     Step,
     Unquantized,
     Window,
@@ -81,6 +84,8 @@ class _Planner:
         self.values: dict[str, int] = {}
         #: A tensor that several layers of the matrix unit read is quantized once, for all of them.
         self.blocks: dict[str, _Blocks] = {}
+        #: A tensor that the layer making it leaves in blocks for those of the matrix unit: how, and in which slot.
+        self.codes: dict[str, tuple[Room, int]] = {}
         self.matrix_readers = Counter(
             layer.inputs[0] for layer in segment.layers if quantizes(layer) and layer.packing != "window"
         )
@@ -110,6 +115,9 @@ class _Planner:
         last = {name: i - 1 for i, name in enumerate(names)}
         kept = {i: name for name, i in last.items() if name in self.wanted or name == layer.output}
         if layer.head in ("conv", "matmul"):
+            self.leave_codes(layer)
+            if layer.output in self.codes and not self.needs_numbers(layer.output):
+                del kept[len(layer.stages) - 1]
             results = self.results_of(layer, kept)
             self.matrix(layer, results)
         elif layer.head == "depthwise":
@@ -176,6 +184,29 @@ class _Planner:
 
         self.add("pointwise", [layer.name], bind, [source, *results.values(), *operands])
 
+    def leave_codes(self, layer: Layer) -> None:
+        """A slot for what `layer` makes in blocks, if others read it so and the kernels have room for that."""
+        numbers = self.segment.numbers
+        readers = [
+            Reader(
+                self.segment.operand(reader.weight or ""),
+                _window(reader),
+                reader.groups,
+                numbers.accumulator,
+                numbers.order,
+            )
+            for reader in self.segment.layers
+            if quantizes(reader) and reader.packing != "window" and reader.inputs[0] == layer.output
+        ]
+        n, h, w, c = layer.out_shape
+        room = self.kernels.code_room((n, h, w, c), numbers.format, readers) if readers else None
+        if room is not None:
+            self.codes[layer.output] = room, self.new((room.size,), np.uint8)
+
+    def needs_numbers(self, name: str) -> bool:
+        """Whether anybody reads tensor `name` who does not take it in blocks."""
+        return name in self.wanted or self.readers[name] > self.matrix_readers[name]
+
     def steps(self, stages: Sequence[Stage]) -> tuple[Callable[[Sequence[Array]], list[Step]], list[int]]:
         """What makes the kernels' steps of `stages` out of the arrays, and the slots that they read."""
         segment = self.segment
@@ -196,7 +227,8 @@ class _Planner:
     def matrix(self, layer: Layer, results: Mapping[int, int]) -> None:
         numbers, kernels, threads = self.segment.numbers, self.kernels, self.threads
         weight = self.segment.operand(layer.weight or "")
-        window = layer.window if layer.window is not None and layer.packing != "window" else Window((1, 1))
+        window = _window(layer)
+        left = self.codes.get(layer.output)
         folded = self.folded.get(layer.inputs[0])
         read, operand_of = self.operand(layer)
         steps_of, operands = self.steps(layer.stages)
@@ -204,7 +236,8 @@ class _Planner:
         def bind(arrays: Sequence[Array], _: Feeds) -> Work:
             made = {i: _rows(arrays[slot]) for i, slot in results.items()}
             args = (operand_of(arrays), weight, window, layer.groups, numbers.accumulator, numbers.order)
-            layer_work = kernels.bind_layer(*args, steps_of(arrays), made, numbers.pointwise, threads)
+            codes = None if left is None else Codes(left[0], arrays[left[1]])
+            layer_work = kernels.bind_layer(*args, steps_of(arrays), made, numbers.pointwise, threads, codes)
 
             def work() -> tuple[int, int]:
                 before, after = layer_work()
@@ -213,14 +246,19 @@ class _Planner:
             return work
 
         names = [layer.name] if folded is None else [layer.name, folded.name]
-        self.add("matrix", names, bind, [*read, *results.values(), *operands])
+        used = [] if left is None else [left[1]]
+        self.add("matrix", names, bind, [*read, *results.values(), *operands, *used])
 
-    def operand(self, layer: Layer) -> tuple[list[int], Callable[[Sequence[Array]], Operand | Unquantized]]:
+    def operand(self, layer: Layer) -> tuple[list[int], Callable[[Sequence[Array]], Operand | Unquantized | Codes]]:
         """The slots of the layer's input and what makes the input of them.
 
-        Numbers that one layer reads are quantized on the way into its kernel, those that several read once before.
+        Numbers that another layer did not leave in blocks are quantized on the way into the kernel of the one layer
+        that reads them; those that several read once before.
         """
         fmt, name = self.segment.numbers.format, layer.inputs[0]
+        if name in self.codes and layer.packing != "window":
+            room, slot = self.codes[name]
+            return [slot], lambda arrays: Codes(room, arrays[slot])
         if name in self.folded:
             folded = self.folded[name]
             source = self.values[folded.inputs[0]]
@@ -367,6 +405,11 @@ class _Blocks:
     def operand(self, arrays: Sequence[Array]) -> Operand:
         exponents = None if self.exponents is None else arrays[self.exponents]
         return Operand(arrays[self.mantissas], exponents, self.block, self.fraction_bits, self.channels)
+
+
+def _window(layer: Layer) -> Window:
+    """Where a layer of the matrix unit looks in what it is given, which may be windows already."""
+    return layer.window if layer.window is not None and layer.packing != "window" else Window((1, 1))
 
 
 def _rows(array: Array) -> Array:
