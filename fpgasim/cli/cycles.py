@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from fpgasim.cli.inputs import open_model, open_plan
-from fpgasim.cli.models import make_plan, plan_options, plan_provenance
+from fpgasim.cli.models import make_plan, plan_of, plan_options, plan_provenance
 from fpgasim.errors import InputError
 from fpgasim.report.provenance import provenance, to_json
 from fpgasim.report.text import count, milliseconds, paragraphs, plural, scaled, share, show, table
@@ -37,6 +37,8 @@ def simulate(
     device: str,
     format_: str,
     objective: str,
+    residency: str | None,
+    devices: int | str,
     batch: int | None,
     json_: bool,
     layers: bool,
@@ -56,7 +58,7 @@ def simulate(
         _simulate_workload(parse_workload(workload), device, batch, json_)
         return
     name = str(model or workload)
-    plan = _plan(name, weights, device, format_, objective, batch)
+    plan = _plan(name, weights, batch, device, format_, objective, residency, devices)
     _simulate_plan(name, weights, plan, json_, layers)
 
 
@@ -66,12 +68,10 @@ def _is_model(text: str) -> bool:
     return text in zoo.names() or os.path.exists(text)
 
 
-def _plan(model: str, weights: str | None, device: str, format_: str, objective: str, batch: int | None) -> Plan:
-    """The plan of `model` for `batch` inputs; of as many as it says where that is None."""
+def _plan(model: str, weights: str | None, batch: int | None, *asked: Any) -> Plan:
+    """The plan of `model` for `batch` inputs; of as many as it says where that is None. `asked` as of `plan_of`."""
     if batch is None:
-        return make_plan(model, weights, device, format_, objective)
-    import fpgasim
-
+        return make_plan(model, weights, *asked)
     saved = open_plan(model)
     graph = open_model(model, weights) if saved is None else saved.source_graph
     shapes = {
@@ -81,7 +81,7 @@ def _plan(model: str, weights: str | None, device: str, format_: str, objective:
     }
     if saved is not None:
         return saved.replan(shapes)
-    return fpgasim.partition(graph.with_input_shapes(shapes), device, format_, objective=objective)  # type: ignore[arg-type]
+    return plan_of(graph.with_input_shapes(shapes), *asked)
 
 
 def _simulate_plan(model: str, weights: str | None, plan: Plan, json_: bool, layers: bool) -> None:
@@ -113,7 +113,7 @@ def _simulate_plan(model: str, weights: str | None, plan: Plan, json_: bool, lay
     show(runs.title(plan), runs.placement_line(plan), "")
     if layers:
         show(runs.layers_table(timing), "")
-    show(runs.timing_table(plan, timing), "", runs.timing_notes(plan, timing))
+    show(*runs.timing_parts(plan, timing))
 
 
 def _simulate_workload(workload: Workload, device: str, batch: int | None, json_: bool) -> None:
@@ -121,7 +121,7 @@ def _simulate_workload(workload: Workload, device: str, batch: int | None, json_
     from fpgasim.npu.workloads import covers, workload_timing
 
     context = click.get_current_context()
-    for name in ("weights", "format_", "objective", "layers"):
+    for name in ("weights", "format_", "objective", "residency", "devices", "layers"):
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
             option = f"--{name.rstrip('_')}"
             raise InputError(f"{option} is for networks; leave it out with --workload {workload.text}")

@@ -34,6 +34,8 @@ def emit(
     device: str,
     format_: str,
     objective: str,
+    residency: str | None,
+    devices: int | str,
     json_: bool,
     out: str | None,
     number: int | None,
@@ -48,7 +50,7 @@ def emit(
     from fpgasim.npu import simulate
     from fpgasim.report.trace import program_trace
 
-    plan = make_plan(model, weights, device, format_, objective)
+    plan = make_plan(model, weights, device, format_, objective, residency, devices)
     part = _chosen(plan, number)
     lowered = lower(plan.graph, part.nodes, plan.device, plan.numbers)
     program = emit_program(lowered, weights=keep_weights, name=plan.graph.name)  # type: ignore[arg-type]

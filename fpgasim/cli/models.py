@@ -23,10 +23,30 @@ if TYPE_CHECKING:
 Command = Callable[..., Any]
 
 
+def _devices(context: click.Context, parameter: click.Parameter, value: str) -> int | str:
+    if value == "auto":
+        return value
+    if not value.isdecimal() or not int(value):
+        raise click.BadParameter(f"{value!r} is no whole number from 1 up, and not auto")
+    return int(value)
+
+
 def plan_options(command: Command) -> Command:
     """The options of every command that makes a plan."""
     for decorate in (
         click.option("--json", "json_", is_flag=True, help="Print one JSON object."),
+        click.option(
+            "--devices",
+            default="1",
+            callback=_devices,
+            show_default=True,
+            help="FPGAs in a row that keep all weights together, at most so many; auto: the fewest that do.",
+        ),
+        click.option(
+            "--residency",
+            help="Weights: streamed in every run; pinned on the chip before the first; auto: the best ones pinned. "
+            "Default: streamed, on several devices pinned.",
+        ),
         click.option(
             "--objective",
             default="latency",
@@ -50,15 +70,31 @@ def planned(command: Command) -> Command:
     return click.argument("model")(plan_options(command))
 
 
-def _partition(graph: Graph, device: str, format_: str, objective: str) -> Plan:
+def plan_of(graph: Graph, device: str, format_: str, objective: str, residency: str | None, devices: int | str) -> Plan:
+    """The plan of `graph` by the options of every command."""
     import fpgasim
 
-    return fpgasim.partition(graph, device, format_, objective=objective)  # type: ignore[arg-type]
+    return fpgasim.partition(
+        graph,
+        device,
+        format_,
+        objective=objective,  # type: ignore[arg-type]
+        weights=residency,  # type: ignore[arg-type]
+        devices=devices,  # type: ignore[arg-type]
+    )
 
 
-def make_plan(model: str, weights: str | None, device: str, format_: str, objective: str) -> Plan:
+def make_plan(
+    model: str,
+    weights: str | None,
+    device: str,
+    format_: str,
+    objective: str,
+    residency: str | None,
+    devices: int | str,
+) -> Plan:
     """The plan saved in the file `model`, else the one of that model."""
-    return open_plan(model) or _partition(open_model(model, weights), device, format_, objective)
+    return open_plan(model) or plan_of(open_model(model, weights), device, format_, objective, residency, devices)
 
 
 def plan_provenance(model: str, weights: str | None, plan: Plan) -> dict[str, Any]:
@@ -96,6 +132,8 @@ def run(
     device: str,
     format_: str,
     objective: str,
+    residency: str | None,
+    devices: int | str,
     json_: bool,
     image: str | None,
     inputs: tuple[str, ...],
@@ -136,7 +174,7 @@ def run(
     feeds = check_feeds(graph.inputs, feeds)
     shapes = {name: array.shape for name, array in feeds.items()}
     if saved is None:
-        plan = _partition(graph.with_input_shapes(shapes), device, format_, objective)
+        plan = plan_of(graph.with_input_shapes(shapes), device, format_, objective, residency, devices)
     else:
         plan = saved if shapes == {t.name: t.shape for t in saved.graph.inputs} else saved.replan(shapes)
     detects = image is not None and is_detection(t.shape or () for t in plan.graph.outputs)
@@ -214,7 +252,7 @@ def run(
         show("", runs.placement_table(plan))
     if layers:
         show("", runs.layers_table(timing))
-    show("", runs.timing_table(plan, timing), "", runs.timing_notes(plan, timing))
+    show("", *runs.timing_parts(plan, timing))
     times = f"{host['run_s']:.2f} s, and {host['compile_s']:.2f} s to pack the weights"
     show(f"\nThe emulation itself took {times}, on this machine with the {session.kernels.name} kernels.")
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 #: The options of a network, which a cost graph has not.
 _OF_A_MODEL = (
-    *("weights", "device", "format_", "objective", "cut_at", "require_fpga", "dim", "counterfactuals"),
+    *("weights", "device", "format_", "objective", "cut_at", "require_fpga", "dim", "counterfactuals", "devices"),
+    *("hop_s", "link_rate", "split_for"),
     *("dot", "svg", "export", "save"),
 )
 
@@ -46,17 +47,19 @@ _OF_A_MODEL = (
 @click.option("--max-segments", type=int, help="FPGA segments at most.")
 @click.option("--capacity", type=float, metavar="BYTES", help="Bytes of weights on the FPGA at most.")
 @click.option(
-    "--residency",
-    default="streamed",
-    show_default=True,
-    help="Weights: streamed in every run; pinned on the chip before the first; auto: the best ones pinned.",
-)
-@click.option(
     "--force", metavar="NODE=cpu|fpga", multiple=True, help="Put a node, or all that match a pattern, on one side."
 )
 @click.option("--cut-at", metavar="TENSOR,…", multiple=True, help="What is behind these tensors stays on the CPU.")
 @click.option("--require-fpga", is_flag=True, help="Fail unless everything, before the cut if any, is on the FPGA.")
 @click.option("--dim", metavar="NAME=SIZE", multiple=True, help="Size of a symbolic dimension; default 1.")
+@click.option("--hop-s", type=float, default=10e-6, show_default=True, help="Seconds of a hop from device to device.")
+@click.option("--link-rate", type=float, default=5e9, show_default=True, help="Bytes a second of that link; assumed.")
+@click.option(
+    "--split-for",
+    default="latency",
+    show_default=True,
+    help="Several devices: the least latency of a batch, or the highest throughput.",
+)
 @click.option("--time-limit", type=float, default=20.0, show_default=True, help="Seconds of search at most.")
 @click.option(
     "--counterfactuals/--no-counterfactuals",
@@ -73,16 +76,20 @@ def partition(
     device: str,
     format_: str,
     objective: str,
+    residency: str | None,
+    devices: int | str,
     json_: bool,
     algorithm: str,
     costs: str,
     max_segments: int | None,
     capacity: float | None,
-    residency: str,
     force: tuple[str, ...],
     cut_at: tuple[str, ...],
     require_fpga: bool,
     dim: tuple[str, ...],
+    hop_s: float,
+    link_rate: float,
+    split_for: str,
     time_limit: float,
     counterfactuals: bool,
     dot: str | None,
@@ -103,11 +110,10 @@ def partition(
         "max_segments": max_segments,
         "capacity": capacity,
         "force": _pairs("--force", force, "NODE=cpu or NODE=fpga"),
-        "weights": residency,
         "time_limit": time_limit,
     }
     if model is None:
-        _solve(costs, asked, json_)
+        _solve(costs, asked | {"weights": "streamed" if residency is None else residency}, json_)
         return
     plan = open_plan(model)
     if plan is None:
@@ -122,6 +128,11 @@ def partition(
             cut_at=[name for names in cut_at for name in names.split(",")],
             require_fpga=require_fpga,
             dims=_dims(dim),
+            weights=residency,  # type: ignore[arg-type]
+            devices=devices,  # type: ignore[arg-type]
+            hop_s=hop_s,
+            link_bytes_per_s=link_rate,
+            split_for=split_for,  # type: ignore[arg-type]
             **asked,
         )
     written = _write(plan, dot, svg, export, save)

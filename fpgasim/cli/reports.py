@@ -25,6 +25,8 @@ def report(
     device: str,
     format_: str,
     objective: str,
+    residency: str | None,
+    devices: int | str,
     json_: bool,
     csv_: str | None,
     json_file: str | None,
@@ -37,13 +39,13 @@ def report(
     """
     from fpgasim.report.layers import layer_rows, layers_json, to_csv
     from fpgasim.report.roofline import check_picture, draw_roofline
-    from fpgasim.report.runs import layers_table
+    from fpgasim.report.runs import layers_table, pipeline_line, pipeline_table
     from fpgasim.report.trace import plan_trace
     from fpgasim.runtime import plan_timing
 
     if roofline is not None:
         check_picture(roofline)
-    plan = make_plan(model, weights, device, format_, objective)
+    plan = make_plan(model, weights, device, format_, objective, residency, devices)
     timing = plan_timing(plan)
     origin = plan_provenance(model, weights, plan)
     rows = layer_rows(timing)
@@ -64,6 +66,8 @@ def report(
         show(*(f"wrote {path}" for path in written))
     else:
         show(layers_table(timing))
+        if plan.stages:
+            show("", pipeline_table(plan, timing), "", pipeline_line(plan, timing))
 
 
 def _numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,8 +20,9 @@ from fpgasim.errors import PlacementError
 from fpgasim.npu import Layer, Stage
 from fpgasim.npu.segment import nhwc_shape
 from fpgasim.npu.timing import layer_timing
-from fpgasim.placement.cost_graph import Placement, objective
-from fpgasim.placement.partitioning import chip_capacity
+from fpgasim.placement.cost_graph import CostGraph, Placement, objective
+from fpgasim.placement.costs import chip_capacity
+from fpgasim.placement.explaining_stages import resplit, undivided
 from fpgasim.placement.solving import Solution, forced_sides, fpga_segments, solve, what_if
 from fpgasim.placement.wording import WORTH, few, milliseconds, plural
 
@@ -167,15 +168,20 @@ def _supported(plan: Plan, names: Collection[str], clock: Clock) -> _Answer | No
     if len(fpga_s) < len(passes) or left <= 0:
         return None
     if plan.objective_name == "latency":
-        found = _asked(lambda: what_if(plan.cost_graph, fpga_s, **_limits(plan), time_limit=left))
+        found = _asked(lambda: what_if(_costs(plan), fpga_s, **_limits(plan), time_limit=left))
         if found is None:
             return None
-        return _Answer(found.placement, found.objective, len(found.segments), _proved(found))
-    nodes = tuple(replace(n, fpga=fpga_s.get(n.name, n.fpga)) for n in plan.priced.nodes)
-    costs = replace(plan.priced, nodes=nodes)
+        return _answer(plan, found, _with_times(_costs(plan), fpga_s))
+    costs = _with_times(plan.priced, fpga_s)
     placement: Placement = {**plan.assignment, **dict.fromkeys(fpga_s, "fpga")}
     seconds = objective(costs, placement, max_segments=plan.options.max_segments)
+    if plan.options.devices != 1:
+        seconds = resplit(plan, placement, costs=costs).latency_s
     return _Answer(placement, seconds, len(fpga_segments(costs, placement, plan.options.max_segments)), True)
+
+
+def _with_times(costs: CostGraph, fpga_s: Mapping[str, float]) -> CostGraph:
+    return replace(costs, nodes=tuple(replace(node, fpga=fpga_s.get(node.name, node.fpga)) for node in costs.nodes))
 
 
 def pointwise_seconds(plan: Plan, name: str) -> float | None:
@@ -228,10 +234,11 @@ def _questions(plan: Plan, clock: Clock) -> Iterator[Advice]:
     def ask(kind: Any, what: str, **changes: Any) -> Iterator[Advice]:
         left = clock.slice()
         limits = {**_limits(plan), **changes}
-        found = _asked(lambda: solve(plan.cost_graph, **limits, time_limit=left)) if left > 0 else None
-        if found is not None:
-            text = f"{what} it would take {_outcome(found.objective, len(found.segments))}"
-            yield Advice(kind, text, plan.objective_s - found.objective, _proved(found))
+        found = _asked(lambda: solve(_costs(plan), **limits, time_limit=left)) if left > 0 else None
+        answer = None if found is None else _answer(plan, found, _costs(plan))
+        if answer is not None:
+            text = f"{what} it would take {_outcome(answer.seconds, answer.segments)}"
+            yield Advice(kind, text, plan.objective_s - answer.seconds, answer.exact)
 
     if plan.objective_name == "coverage":  # the rest would be of another objective
         yield from ask("objective", 'with objective="latency"')
@@ -264,12 +271,29 @@ def _questions(plan: Plan, clock: Clock) -> Iterator[Advice]:
 def _limits(plan: Plan) -> dict[str, Any]:
     """What bounds the plan, as arguments of `solve`."""
     options = plan.options
+    one = options.devices == 1
     return {
         "max_segments": options.max_segments,
-        "capacity": options.capacity,
+        "capacity": options.capacity if one else None,
         "force": {decision.node: decision.device for decision in plan.decisions if decision.code == "forced"},
-        "weights": options.weights,
+        "weights": options.weights if one else "streamed",
     }
+
+
+def _costs(plan: Plan) -> CostGraph:
+    """What sides are chosen by within `_limits`."""
+    return plan.cost_graph if plan.options.devices == 1 else undivided(plan)
+
+
+def _answer(plan: Plan, found: Solution, costs: CostGraph) -> _Answer | None:
+    """`found` as an answer; on several devices split anew, which its sides were not chosen for."""
+    seconds, exact = found.objective, _proved(found)
+    if plan.options.devices != 1:
+        try:
+            seconds, exact = resplit(plan, found.placement, costs=costs).latency_s, False
+        except PlacementError:
+            return None
+    return _Answer(found.placement, seconds, len(found.segments), exact)
 
 
 def _asked(question: Callable[[], Solution]) -> Solution | None:

@@ -122,6 +122,7 @@ def _facts(plan: Plan) -> dict[str, Any]:
         "options": dataclasses.asdict(plan.options),
         "pinned": sorted(plan.pinned),
         "solver_s": plan.solver_s,
+        "stages": plan.stages,
         "decisions": [dataclasses.asdict(decision) for decision in plan.decisions],
         "cost_graph": json.loads(plan.cost_graph.to_json()),
     }
@@ -193,6 +194,7 @@ def _plan(facts: dict[str, Any], proto: onnx.ModelProto) -> Plan:
         options,
         frozenset(facts["pinned"]),
         facts["solver_s"],
+        tuple(map(tuple, facts["stages"])),
     )
     cpu_s = {node.name: node.cpu for node in cost_graph.nodes} if options.costs == "measured" else None
     costs = cost_table(graph, device, numbers, cpu_s).cost_graph

@@ -11,9 +11,10 @@ from fpgasim.compiler import Unsupported, UnsupportedCode, fuse, lower_node
 from fpgasim.graph import Graph
 from fpgasim.npu import Device, Layer, Numbers
 from fpgasim.npu.segment import nhwc_shape
-from fpgasim.npu.timing import layer_timing, transfer_seconds, wire_bytes
+from fpgasim.npu.timing import layer_timing, on_chip_bytes, transfer_seconds, wire_bytes
 from fpgasim.placement.cost_graph import CostGraph, CostNode, CostTensor, Pair, PairKind
 from fpgasim.placement.cpu_costs import cpu_seconds
+from fpgasim.placement.problem import Weights
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,12 @@ def _tensors(graph: Graph, device: Device, numbers: Numbers) -> tuple[CostTensor
         readers = tuple(node.name for node in graph.consumers(name))
         rows.append(CostTensor(name, producer, readers, seconds, seconds, name in outputs))
     return tuple(rows)
+
+
+def chip_capacity(weights: Weights, device: Device, numbers: Numbers) -> int:
+    """Bytes of weights that may stay on the chip: all it holds, or half where others stream through the rest."""
+    there = on_chip_bytes(device, numbers)
+    return there if weights == "pinned" else there // 2
 
 
 def transfer_bytes(graph: Graph, name: str, device: Device, numbers: Numbers) -> int:

@@ -10,14 +10,15 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from fpgasim.errors import PlacementError
 from fpgasim.placement.advising import TOTAL_S, Advice, Clock, Obstacle, find_advice, find_obstacles
 from fpgasim.placement.cost_graph import Side, objective
+from fpgasim.placement.explaining_stages import PipelineExplanation, explain_pipeline, filled, moved_alone, undivided
 from fpgasim.placement.regrets import Counterfactual, counterfactuals as find_counterfactuals
 from fpgasim.placement.solving import solve
-from fpgasim.placement.timing import Transfer, plan_transfers
+from fpgasim.placement.timing import Direction, Transfer, plan_transfers
 
 if TYPE_CHECKING:
     from fpgasim.placement.plan import Plan, ReasonCode
@@ -31,7 +32,8 @@ class NodeExplanation:
     """A node: where it runs, why, what it costs here and there, and what the whole with it on the other side.
 
     `step` is the step it runs in, from 1. `receives` and `sends` are the tensors it reads and makes that are moved
-    between host and FPGA. `other_side` is None where nothing was solved for.
+    to or from it. `other_side` is None where nothing was solved for. `on_device` counts the devices of a pipeline from
+    1; it is 0 on the CPU and where there is one.
     """
 
     name: str
@@ -48,6 +50,7 @@ class NodeExplanation:
     receives: tuple[str, ...]
     sends: tuple[str, ...]
     other_side: Counterfactual | None
+    on_device: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class Step:
 
     `seconds` are its nodes with its launch or call, less what pairs of nodes save; all steps and all transfers add up
     to the objective. A tensor is moved once and stays: `to_fpga` are those brought for this step first, `to_cpu` those
-    it makes that the host needs.
+    it makes that the host needs. `hops` are those that come for it from earlier devices, `on_device` its own, from 1;
+    0 on the CPU and where there is one.
     """
 
     kind: Side
@@ -65,6 +69,8 @@ class Step:
     weight_bytes: float
     to_fpga: tuple[str, ...]
     to_cpu: tuple[str, ...]
+    hops: tuple[str, ...] = ()
+    on_device: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,8 @@ class Explanation:
     `greedy` is what a partitioner that looks at no costs would do within the same limits: everything the engine can
     compute on the FPGA, in topological order, until a limit is reached; None where that meets none of the demands.
     `event_model_s` is what the event model says of the plan (`Plan.timing`); it is not what was minimised. `obstacles`
-    and `advice` say what would make it quicker; without counterfactuals there is no advice and no saving.
+    and `advice` say what would make it quicker; without counterfactuals there is no advice and no saving. `pipeline` is
+    None where one device was asked for.
     """
 
     schema: int
@@ -110,6 +117,7 @@ class Explanation:
     obstacles: tuple[Obstacle, ...]
     advice: tuple[Advice, ...]
     nodes: tuple[NodeExplanation, ...]
+    pipeline: PipelineExplanation | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The explanation as JSON values: the fields by name."""
@@ -149,6 +157,7 @@ def explanation(plan: Plan, counterfactuals: bool = True) -> Explanation:
         obstacles=obstacles,
         advice=() if clock is None else find_advice(plan, obstacles, clock),
         nodes=_nodes(plan, transfers, _other_sides(plan) if counterfactuals else {}),
+        pipeline=explain_pipeline(plan, transfers),
     )
 
 
@@ -159,6 +168,12 @@ def _demands(plan: Plan) -> dict[str, Side]:
 def _greedy(plan: Plan) -> Baseline | None:
     options = plan.options
     limits = options.max_segments, options.capacity, _demands(plan)
+    if options.devices != 1:
+        try:
+            found = solve(undivided(plan), "greedy", options.max_segments, None, _demands(plan))
+            return Baseline(filled(plan, found.placement).latency_s, len(found.segments))
+        except PlacementError:
+            return None
     try:
         found = solve(plan.cost_graph, "greedy", *limits, weights=options.weights)
     except PlacementError:
@@ -167,8 +182,13 @@ def _greedy(plan: Plan) -> Baseline | None:
 
 
 def _other_sides(plan: Plan) -> Mapping[str, Counterfactual]:
-    """Every node on its other side and the rest as the plan's rule then has it; for coverage that is where it is."""
+    """Every node on its other side and the rest as the plan's rule then has it; for coverage that is where it is.
+
+    So it is on several devices, where that is only a bound from above.
+    """
     options = plan.options
+    if options.devices != 1:
+        return moved_alone(plan)
     if plan.objective_name == "latency":
         return find_counterfactuals(
             plan.cost_graph,
@@ -192,26 +212,38 @@ def _other_sides(plan: Plan) -> Mapping[str, Counterfactual]:
 def steps_of(plan: Plan, transfers: Sequence[Transfer]) -> tuple[Step, ...]:
     """The segments and pieces of `plan` in running order."""
     costs = plan.priced
-    up = {transfer.tensor for transfer in transfers if transfer.direction == "to_fpga"}
-    down = {transfer.tensor for transfer in transfers if transfer.direction == "to_cpu"}
+    on_the_way = {direction: set[tuple[str, int]]() for direction in get_args(Direction)}
+    for transfer in transfers:
+        on_the_way[transfer.direction].add((transfer.tensor, transfer.stage))
+
+    def moved(direction: Direction, names: Sequence[str], stage: int) -> tuple[str, ...]:
+        """Those of `names` that go that way, each the first time that it is asked about."""
+        found = tuple(name for name in names if (name, stage) in on_the_way[direction])
+        on_the_way[direction] -= {(name, stage) for name in found}
+        return found
+
     saves: dict[str, float] = {}
     for pair in costs.pairs:
-        if plan.assignment[pair.first] == plan.assignment[pair.second] == "fpga":
+        same = plan.stage_of.get(pair.first) == plan.stage_of.get(pair.second)
+        if same and plan.assignment[pair.first] == plan.assignment[pair.second] == "fpga":
             saves[pair.second] = saves.get(pair.second, 0.0) + pair.saves
     steps = []
     for segment in plan.segments:
         to_fpga: tuple[str, ...] = ()
         to_cpu: tuple[str, ...] = ()
+        hops: tuple[str, ...] = ()
         nodes = [costs.node_of[name] for name in segment.nodes]
         if segment.kind == "cpu":
             terms = [costs.cpu_call, *(node.cpu for node in nodes)]
         else:
             terms = [costs.launch, *(node.fpga or 0.0 for node in nodes), *(-saves.get(n.name, 0.0) for n in nodes)]
-            to_fpga = tuple(name for name in segment.inputs if name in up)
-            up -= set(to_fpga)
-            to_cpu = tuple(name for name in segment.outputs if name in down)
+            to_fpga = moved("to_fpga", segment.inputs, segment.stage)
+            hops = moved("hop", segment.inputs, segment.stage)
+            to_cpu = moved("to_cpu", segment.outputs, segment.stage)
         weight_bytes = sum(node.weight for node in nodes)
-        steps.append(Step(segment.kind, segment.nodes, math.fsum(terms), weight_bytes, to_fpga, to_cpu))
+        number = segment.stage + 1 if plan.stages and segment.kind == "fpga" else 0
+        seconds = math.fsum(terms)
+        steps.append(Step(segment.kind, segment.nodes, seconds, weight_bytes, to_fpga, to_cpu, hops, number))
     return tuple(steps)
 
 
@@ -219,13 +251,14 @@ def _nodes(
     plan: Plan, transfers: Sequence[Transfer], other_sides: Mapping[str, Counterfactual]
 ) -> tuple[NodeExplanation, ...]:
     moved = {transfer.tensor for transfer in transfers}
+    place = {name: (side, plan.stage_of.get(name, 0)) for name, side in plan.assignment.items()}
     receives: dict[str, list[str]] = {name: [] for name in plan.assignment}
     sends: dict[str, list[str]] = {name: [] for name in plan.assignment}
     for tensor in plan.cost_graph.tensors:
-        home = "cpu" if tensor.producer is None else plan.assignment[tensor.producer]
+        home = ("cpu", 0) if tensor.producer is None else place[tensor.producer]
         if tensor.name in moved:
             for name in tensor.consumers:
-                if plan.assignment[name] != home:
+                if place[name] != home:
                     receives[name].append(tensor.name)
             if tensor.producer is not None:
                 sends[tensor.producer].append(tensor.name)
@@ -246,6 +279,7 @@ def _nodes(
             receives=tuple(receives[decision.node]),
             sends=tuple(sends[decision.node]),
             other_side=other_sides.get(decision.node),
+            on_device=plan.stage_of.get(decision.node, -1) + 1,
         )
         for decision, node in zip(plan.decisions, plan.graph.nodes, strict=True)
     )

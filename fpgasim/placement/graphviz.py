@@ -1,8 +1,8 @@
 """A plan as a picture: Graphviz DOT, and the SVG that Graphviz makes of it.
 
 Green nodes are on the FPGA; red ones the engine cannot compute; orange ones it could, and they are on the CPU all the
-same. Each FPGA segment and each CPU piece is a box around its nodes; what crosses between the two sides is a thick edge
-with its size.
+same. Each FPGA segment and each CPU piece is a box around its nodes; what crosses between the two sides, or from one
+FPGA to another, is a thick edge with its size.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def to_dot(plan: Plan) -> str:
 
 def _lines(plan: Plan) -> Iterator[str]:
     decisions = {decision.node: decision for decision in plan.decisions}
-    transfers = {transfer.tensor: transfer for transfer in plan_transfers(plan)}
+    moved = tuple(plan_transfers(plan))
+    transfers = {transfer.tensor: transfer for transfer in moved}
     ids = {name: f"n{i}" for i, name in enumerate(decisions)}
     yield f'graph [label=<{_title(plan)}>, labelloc=t, fontname="{_FONT}", fontsize=14, ranksep=0.22, nodesep=0.18];'
     yield f'node [shape=box, style="filled,rounded", fontname="{_FONT}", fontsize=10, height=0.3, margin="0.09,0.04"];'
@@ -64,9 +65,10 @@ def _lines(plan: Plan) -> Iterator[str]:
     for i, tensor in enumerate(plan.graph.inputs):
         ids[_fed(tensor.name)] = f"in{i}"
         yield f"in{i} [{_label(tensor.name)}, shape=ellipse, {_colours(_HOST)}];"
-    for i, step in enumerate(steps_of(plan, tuple(transfers.values()))):
+    for i, step in enumerate(steps_of(plan, moved)):
         fill, border = _BOXES[step.kind]
-        title = f"{i + 1} {step.kind.upper()}: {plural(len(step.nodes), 'node')}, {milliseconds(step.seconds)}"
+        device = f" device {step.on_device}" if step.on_device else ""
+        title = f"{i + 1} {step.kind.upper()}{device}: {plural(len(step.nodes), 'node')}, {milliseconds(step.seconds)}"
         yield f'subgraph cluster{i} {{ label="{title}"; labeljust=l; fontsize=11; fontcolor="#37474f";'
         yield f'  style="filled,rounded"; fillcolor="{fill}"; color="{border}";'
         yield from (f"  {ids[name]} [{_node(plan, decisions[name])}];" for name in step.nodes)
@@ -91,21 +93,22 @@ def _fed(name: str) -> str:
 
 
 def _edges(plan: Plan, ids: Mapping[str, str], transfers: Mapping[str, Transfer]) -> Iterator[str]:
-    """Every tensor from its maker to its readers; where it crosses between the sides, thick, and once with its size."""
+    """Every tensor from its maker to its readers; where it goes to another device, thick, and once with its size."""
+    place = {name: plan.stage_of.get(name, 0) if side == "fpga" else -1 for name, side in plan.assignment.items()}
     for i, tensor in enumerate(plan.cost_graph.tensors):
         source = ids[_fed(tensor.name) if tensor.producer is None else tensor.producer]
-        home = "cpu" if tensor.producer is None else plan.assignment[tensor.producer]
-        ends = [(ids[name], plan.assignment[name]) for name in tensor.consumers]
+        home = -1 if tensor.producer is None else place[tensor.producer]
+        ends = [(ids[name], place[name]) for name in tensor.consumers]
         if tensor.output:
             yield f"out{i} [{_label(tensor.name)}, shape=ellipse, {_colours(_HOST)}];"
-            ends.append((f"out{i}", "cpu"))
+            ends.append((f"out{i}", -1))
         size = ""
         if tensor.name in transfers:
             moved = transfers[tensor.name].payload_bytes / 1e3
             size = f', fontcolor="{_CROSSING}", label=" {moved:,.4g} kB"'
-        for end, side in ends:
+        for end, there in ends:
             crossing = ""
-            if side != home:
+            if there != home:
                 crossing, size = f', color="{_CROSSING}", penwidth=1.6{size}', ""
             yield f'{source} -> {end} [tooltip="{_text(tensor.name)}"{crossing}];'
 

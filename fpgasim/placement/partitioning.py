@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Literal
 
 from fpgasim.errors import InputError, PlacementError, UnknownNameError
 from fpgasim.graph import Graph
@@ -11,13 +12,26 @@ from fpgasim.npu import Device, Numbers, get_device, resolve_numbers
 from fpgasim.npu.timing import on_chip_bytes
 from fpgasim.numerics import BlockFormat
 from fpgasim.placement.cost_graph import CostGraph, Placement, Side, objective as cost_of, phases, pin
-from fpgasim.placement.costs import CostTable, cost_table
+from fpgasim.placement.costs import CostTable, chip_capacity, cost_table
 from fpgasim.placement.cpu_costs import cpu_seconds
 from fpgasim.placement.mincut import lower_bound, minimum_cut
-from fpgasim.placement.plan import OBJECTIVES, Costs, Decision, Objective, Options, Plan, ReasonCode, priced
+from fpgasim.placement.pipelines import SplitFor, Stages, resident, room_of, split
+from fpgasim.placement.plan import (
+    HOP_S,
+    LINK_BYTES_PER_S,
+    OBJECTIVES,
+    Costs,
+    Decision,
+    Objective,
+    Options,
+    Plan,
+    ReasonCode,
+    priced,
+)
 from fpgasim.placement.problem import Weights
 from fpgasim.placement.solving import Algorithm, Maker, forced_sides, solve
 from fpgasim.placement.wording import milliseconds
+from fpgasim.report.text import plural
 
 
 def partition(
@@ -30,10 +44,14 @@ def partition(
     costs: Costs = "analytic",
     max_segments: int | None = None,
     capacity: float | None = None,
-    weights: Weights = "streamed",
+    weights: Weights | None = None,
     force: Mapping[str, Side] | None = None,
     cut_at: Sequence[str] | None = None,
     require_fpga: bool = False,
+    devices: int | Literal["auto"] = 1,
+    hop_s: float = HOP_S,
+    link_bytes_per_s: float = LINK_BYTES_PER_S,
+    split_for: SplitFor = "latency",
     accumulator: str | None = None,
     order: str | None = None,
     pointwise: str | None = None,
@@ -48,12 +66,17 @@ def partition(
 
     - `costs`: times on the CPU from a table, the same on every machine, or `"measured"` on this one (`measuring`).
     - `max_segments`: FPGA segments at most. `capacity`: bytes of weights on the FPGA at most.
-    - `weights`: `"streamed"` from memory in every run; `"pinned"`, all on the chip before the first run; `"auto"`, the
-      best ones pinned, the others streamed. `capacity` then bounds those on the chip, and without one it is what the
-      chip holds; half of that with `"auto"`, the other half being where weights stream through.
+    - `weights`: `"streamed"` from memory in every run, the default; `"pinned"`, all on the chip before the first run;
+      `"auto"`, the best ones pinned, the others streamed. `capacity` then bounds those on the chip, and without one it
+      is what the chip holds; half of that with `"auto"`, the other half being where weights stream through.
     - `force`: node name or pattern (as in a shell) -> "cpu" or "fpga".
     - `cut_at`: names of tensors; what they are not computed from stays on the CPU.
     - `require_fpga`: everything, before the cut if there is one, must be on the FPGA.
+    - `devices`: FPGAs of this kind at most, which hold all weights together (`pipelines`), or `"auto"`, the fewest that
+      do. They stay on the chips (`weights="pinned"`, the default then; with `"auto"` a layer that no device holds is
+      streamed); `capacity` bounds those of each device. From one to the next a tensor takes `hop_s` and its bytes at
+      `link_bytes_per_s`. The borders are those of the least latency or, with `split_for="throughput"`, of most batches
+      a second. The sides are chosen before them, as if one device held everything.
     - `accumulator`, `order`, `pointwise` replace the device's. `dims` binds symbolic dimensions, 1 those not in it.
     - `time_limit`: seconds for a search that is not polynomial; what it cuts off is in the plan's note.
 
@@ -71,11 +94,15 @@ def partition(
         costs,
         max_segments,
         capacity,
-        weights,
+        weights if weights is not None else "streamed" if devices == 1 else "pinned",
         _force(force),
         _cut_at(cut_at),
         require_fpga,
         time_limit,
+        devices,
+        hop_s,
+        link_bytes_per_s,
+        split_for,
     )
     options = dataclasses.replace(options, capacity=_capacity(options, engine, numbers))
     bound = graph.bind(dims)
@@ -83,24 +110,22 @@ def partition(
     forced = _forced(bound, table, options)
     sides = {name: side for name, (side, _) in forced.items()}
     pinned: frozenset[str] = frozenset()
+    stages: Stages = ()
     made: Maker = "coverage"
+    whole, limits = _undivided(table.cost_graph, options, engine, numbers)
     if objective == "coverage" and options.max_segments is None and options.capacity is None:
         placement: Placement = {
             node.name: sides.get(node.name, "cpu" if node.fpga is None else "fpga") for node in table.cost_graph.nodes
         }
-        bound_s, seconds, note = (
-            _lower_bound(table.cost_graph, options.weights),
-            0.0,
-            _loss(table.cost_graph, placement),
-        )
+        bound_s, seconds, note = _lower_bound(table.cost_graph, options.weights), 0.0, _loss(whole, placement)
     else:
         found = solve(
-            table.cost_graph,
+            whole,
             options.algorithm,
             options.max_segments,
-            options.capacity,
+            limits.capacity,
             sides,
-            weights=options.weights,
+            weights=limits.weights,
             coverage=_macs(bound) if objective == "coverage" else None,
             time_limit=options.time_limit,
         )
@@ -108,6 +133,28 @@ def partition(
         bound_s, seconds, note = found.lower_bound, found.seconds, found.note
         if objective == "coverage":  # its bound is one of the coverage
             bound_s = _lower_bound(table.cost_graph, options.weights)
+    if options.devices != 1:
+        room = room_of(options.capacity, engine, numbers)
+        pinned = frozenset(n for n in resident(table.cost_graph, options.weights, room) if placement[n] == "fpga")
+        parts = split(
+            whole,
+            placement,
+            options.link.hops(bound, engine, numbers),
+            room,
+            None if options.devices == "auto" else options.devices,
+            pinned=pinned,
+            split_for=options.split_for,
+            max_segments=options.max_segments,
+        )
+        stages = parts.stages
+        alone = cost_of(whole, dict.fromkeys(placement, "cpu"))
+        if stages and parts.latency_s > alone:
+            if objective == "latency" and "fpga" not in sides.values():
+                placement, pinned, made = dict.fromkeys(placement, "cpu"), frozenset(), "all-cpu"
+                late = f"everything is left on the CPU: {plural(len(stages), 'device')} would take"
+                note, stages = _joined(note, f"{late} {milliseconds(parts.latency_s)}"), ()
+            elif not note:
+                note = _slower(alone, parts.latency_s)
     costs_now = priced(table.cost_graph, options.weights, pinned)
     reasons = {name: why for name, (_, why) in forced.items()}
     return Plan(
@@ -117,13 +164,14 @@ def partition(
         numbers,
         objective,
         made,
-        tuple(_decisions(bound, table, costs_now, placement, objective, options, reasons)),
+        tuple(_decisions(bound, table, costs_now, placement, objective, limits, reasons)),
         table.cost_graph,
         bound_s,
         note,
         options,
         pinned,
         seconds,
+        stages,
     )
 
 
@@ -146,18 +194,22 @@ def replan(plan: Plan, input_shapes: Mapping[str, tuple[int, ...]]) -> Plan:
     for name, (_, message) in table.unsupported.items():
         if placement[name] == "fpga":
             raise PlacementError(f"node {name!r} cannot stay on the FPGA at these shapes: {message}; partition anew")
-    pinned = plan.pinned & placement.keys()
+    on_fpga = {name for name, side in placement.items() if side == "fpga"}
+    pinned = plan.pinned & on_fpga
+    stages = tuple(tuple(name for name in names if name in on_fpga) for names in plan.stages)
+    limits = _undivided(table.cost_graph, plan.options, plan.device, plan.numbers)[1]
     reasons = {d.node: d.message for d in plan.decisions if d.code == "forced"}
     costs = priced(table.cost_graph, plan.options.weights, pinned)
     return dataclasses.replace(
         plan,
         graph=graph,
-        decisions=tuple(_decisions(graph, table, costs, placement, plan.objective_name, plan.options, reasons)),
+        decisions=tuple(_decisions(graph, table, costs, placement, plan.objective_name, limits, reasons)),
         cost_graph=table.cost_graph,
         lower_bound_s=_lower_bound(table.cost_graph, plan.options.weights),
         note="",
         pinned=pinned,
         solver_s=0.0,
+        stages=tuple(names for names in stages if names),
     )
 
 
@@ -179,7 +231,7 @@ def _cut_at(cut_at: object) -> tuple[str, ...]:
 
 def _capacity(options: Options, device: Device, numbers: Numbers) -> float | None:
     """The capacity to plan with; InputError for one beyond the chip's where weights are to stay on it."""
-    if options.weights == "streamed":
+    if options.weights == "streamed" or (options.devices != 1 and options.capacity is None):
         return options.capacity
     if options.capacity is None:
         return chip_capacity(options.weights, device, numbers)
@@ -192,10 +244,12 @@ def _capacity(options: Options, device: Device, numbers: Numbers) -> float | Non
     return options.capacity
 
 
-def chip_capacity(weights: Weights, device: Device, numbers: Numbers) -> int:
-    """Bytes of weights that may stay on the chip: all it holds, or half where others stream through the rest."""
-    there = on_chip_bytes(device, numbers)
-    return there if weights == "pinned" else there // 2
+def _undivided(costs: CostGraph, options: Options, device: Device, numbers: Numbers) -> tuple[CostGraph, Options]:
+    """What the sides are chosen by: for several devices as if one of them held all that they keep."""
+    if options.devices == 1:
+        return costs, options
+    kept = resident(costs, options.weights, room_of(options.capacity, device, numbers))
+    return pin(costs, kept), dataclasses.replace(options, devices=1, weights="streamed", capacity=None)
 
 
 def _measured(graph: Graph) -> dict[str, float]:
@@ -220,7 +274,15 @@ def _macs(graph: Graph) -> dict[str, float]:
 def _loss(costs: CostGraph, placement: Placement) -> str:
     """What the CPU alone would take, where `placement` takes longer; else ''."""
     alone, here = cost_of(costs, dict.fromkeys(placement, "cpu")), cost_of(costs, placement)
-    return f"the CPU alone would take {milliseconds(alone)} instead of {milliseconds(here)}" if alone < here else ""
+    return _slower(alone, here) if alone < here else ""
+
+
+def _slower(alone: float, here: float) -> str:
+    return f"the CPU alone would take {milliseconds(alone)} instead of {milliseconds(here)}"
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
 
 
 def _lower_bound(graph: CostGraph, weights: Weights) -> float:

@@ -14,6 +14,7 @@ from fpgasim.errors import InputError, PlacementError, UnknownNameError
 from fpgasim.graph import Graph
 from fpgasim.npu import Device, Numbers
 from fpgasim.placement.cost_graph import CostGraph, Side, check_convex, objective, phases, pin
+from fpgasim.placement.pipelines import SPLITS_FOR, Link, Split, SplitFor, Stages, held, price, room_of
 from fpgasim.placement.problem import WEIGHTS, Problem, Weights, check_limits
 from fpgasim.placement.solving import ALGORITHMS, Algorithm, Maker
 
@@ -35,13 +36,19 @@ ReasonCode = (
 SIDES: tuple[Side, ...] = get_args(Side)
 REASON_CODES: tuple[ReasonCode, ...] = tuple(code for codes in get_args(ReasonCode) for code in get_args(codes))
 
+#: From FPGA to FPGA through a data centre's network (Chung et al., IEEE Micro 38(2), 2018). That its line rate of
+#: 40 Gb/s is used in full is assumed.
+HOP_S = 10e-6
+LINK_BYTES_PER_S = 5e9
+
 
 @dataclass(frozen=True)
 class Options:
     """What `partition` was asked for besides the objective; its arguments say what each is.
 
-    `force` holds (node name or pattern, side) pairs. `capacity` is in bytes, and the device's where none was given for
-    weights that are to stay on the chip. Raises UnknownNameError and InputError for a value that is none.
+    `force` holds (node name or pattern, side) pairs. `capacity` is in bytes; on one device it is that device's where
+    none was given for weights that are to stay on the chip. On several it bounds each of them, and None stands for what
+    it holds. Raises UnknownNameError and InputError for a value that is none.
     """
 
     algorithm: Algorithm = "auto"
@@ -53,12 +60,17 @@ class Options:
     cut_at: tuple[str, ...] = ()
     require_fpga: bool = False
     time_limit: float = 20.0
+    devices: int | Literal["auto"] = 1
+    hop_s: float = HOP_S
+    link_bytes_per_s: float = LINK_BYTES_PER_S
+    split_for: SplitFor = "latency"
 
     def __post_init__(self) -> None:
         for kind, name, known in (
             ("algorithm", self.algorithm, ALGORITHMS),
             ("cost table", self.costs, COSTS),
             ("way of keeping weights", self.weights, WEIGHTS),
+            ("aim of a split", self.split_for, SPLITS_FOR),
         ):
             if name not in known:
                 raise UnknownNameError(kind, name, known)
@@ -73,6 +85,26 @@ class Options:
         if not isinstance(self.require_fpga, bool):
             raise InputError(f"require_fpga={self.require_fpga!r} must be True or False")
         check_limits(self.max_segments, self.capacity, self.time_limit)
+        _check_link(self.hop_s, self.link_bytes_per_s)
+        count = self.devices
+        if count != "auto" and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            raise InputError(f'devices={count!r} must be a whole number from 1 up, or "auto"')
+        if count != 1 and self.weights == "streamed":
+            raise InputError(
+                f'devices={count!r}, weights="streamed": several devices keep weights; see "pinned", "auto"'
+            )
+
+    @property
+    def link(self) -> Link:
+        """What moves tensors from device to device."""
+        return Link(self.hop_s, self.link_bytes_per_s)
+
+
+def _check_link(hop_s: object, bytes_per_s: object) -> None:
+    for name, value, least in (("hop_s", hop_s, "0 up"), ("link_bytes_per_s", bytes_per_s, "above 0")):
+        fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not fine or value < 0 or (value == 0 and name != "hop_s"):  # type: ignore[operator]
+            raise InputError(f"{name}={value!r} must be a finite number from {least}")
 
 
 @dataclass(frozen=True)
@@ -95,7 +127,8 @@ class Segment:
     """What runs in one go: all nodes of one phase, in graph order; an FPGA segment or a CPU piece.
 
     `inputs` are the tensors it reads and does not make (constants aside), `outputs` those it makes that another
-    segment or the graph's outputs need.
+    segment or the graph's outputs need. `stage` is its device, from 0; an FPGA phase that several hold is a segment on
+    each of them.
     """
 
     kind: Side
@@ -103,6 +136,7 @@ class Segment:
     nodes: tuple[str, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    stage: int = 0
 
 
 def priced(cost_graph: CostGraph, weights: Weights, pinned: Collection[str]) -> CostGraph:
@@ -117,7 +151,8 @@ class Plan:
     `graph` has all its dimensions bound, `source_graph` is the one given. `algorithm` made the placement.
     `lower_bound_s` bounds the latency objective of every placement under the same `options` from below. `note` says
     where something else than asked for was taken, or what a time limit cut off; else ''. The weights of the nodes
-    `pinned` are on the chip before the first run. `solver_s` is what choosing took.
+    `pinned` are on the chip before the first run. `solver_s` is what choosing took. `stages` are the nodes on each
+    device where several may be used (`options.devices`), else empty.
 
     Two plans are equal if all of this but `solver_s` is, graphs by fingerprint. Raises PlacementError where decisions,
     costs and graph do not fit, a node is where it cannot be, a limit is exceeded or a segment is not convex,
@@ -138,6 +173,7 @@ class Plan:
     options: Options = Options()
     pinned: frozenset[str] = frozenset()
     solver_s: float = 0.0
+    stages: Stages = ()
 
     def __post_init__(self) -> None:
         names = [node.name for node in self.graph.nodes]
@@ -171,10 +207,25 @@ class Plan:
         if isinstance(bound, bool) or not isinstance(bound, int | float) or not -math.inf < bound <= cost * (1 + 1e-9):
             raise PlacementError(f"lower_bound_s={bound!r} is no bound below the {cost} s of this placement")
         asked = self.options
-        problem = Problem(self.cost_graph, {}, asked.max_segments, asked.capacity, asked.weights)
-        if broken := problem.broken(self.assignment, self.pinned):
+        capacity = asked.capacity if asked.devices == 1 else None
+        problem = Problem(self.cost_graph, {}, asked.max_segments, capacity, asked.weights)
+        if broken := problem.broken(self.assignment, self.pinned) or self._stages_broken():
             raise PlacementError(f"this placement does not keep to what was asked for: {broken}")
         check_convex(self.cost_graph, [segment.nodes for segment in self.segments])
+
+    def _stages_broken(self) -> str:
+        """What the stages do that was not asked for, or ''; that they are the FPGA nodes is for `split` to say."""
+        asked = self.options
+        if asked.devices == 1:
+            return "stages of several devices" if self.stages else ""
+        if asked.devices != "auto" and len(self.stages) > asked.devices:
+            return f"{len(self.stages)} devices, more than devices={asked.devices}"
+        room = room_of(asked.capacity, self.device, self.numbers)
+        for i, names in enumerate(self.stages):
+            used, there = held(self.cost_graph, names, self.pinned, room)
+            if used > there:
+                return f"{used:,.0f} bytes of weights on device {i + 1}, which keeps {there:,.0f}"
+        return ""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self._facts == other._facts
@@ -185,7 +236,15 @@ class Plan:
     @property
     def _facts(self) -> tuple[object, ...]:
         graphs = (self.graph.fingerprint(), self.source_graph.fingerprint())
-        chosen = (self.objective_name, self.algorithm, self.decisions, self.note, self.options, self.pinned)
+        chosen = (
+            self.objective_name,
+            self.algorithm,
+            self.decisions,
+            self.note,
+            self.options,
+            self.pinned,
+            self.stages,
+        )
         return (*graphs, self.device, self.numbers, *chosen, self.cost_graph, self.lower_bound_s)
 
     @cached_property
@@ -196,23 +255,29 @@ class Plan:
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
         """FPGA segments and CPU pieces in the order they run in."""
-        members: dict[int, list[str]] = {}
         phase_of = phases(self.cost_graph, self.assignment, self.options.max_segments)
+        part_of = {name: (phase, self.stage_of.get(name, 0)) for name, phase in phase_of.items()}
+        members: dict[tuple[int, int], list[str]] = {}
         for node in self.graph.nodes:
-            members.setdefault(phase_of[node.name], []).append(node.name)
-        reads: dict[int, list[str]] = {phase: [] for phase in members}
-        writes: dict[int, list[str]] = {phase: [] for phase in members}
+            members.setdefault(part_of[node.name], []).append(node.name)
+        reads: dict[tuple[int, int], list[str]] = {part: [] for part in members}
+        writes: dict[tuple[int, int], list[str]] = {part: [] for part in members}
         for tensor in self.cost_graph.tensors:
-            home = None if tensor.producer is None else phase_of[tensor.producer]
-            away = sorted({phase_of[name] for name in tensor.consumers} - {home})
-            for phase in away:
-                reads[phase].append(tensor.name)
+            home = None if tensor.producer is None else part_of[tensor.producer]
+            away = {part_of[name] for name in tensor.consumers} - {home}
+            for part in away:
+                reads[part].append(tensor.name)
             if home is not None and (away or tensor.output):
                 writes[home].append(tensor.name)
         return tuple(
-            Segment("fpga" if p % 2 else "cpu", p, tuple(members[p]), tuple(reads[p]), tuple(writes[p]))
+            Segment("fpga" if p[0] % 2 else "cpu", p[0], tuple(members[p]), tuple(reads[p]), tuple(writes[p]), p[1])
             for p in sorted(members)
         )
+
+    @cached_property
+    def stage_of(self) -> Mapping[str, int]:
+        """FPGA node -> its device, from 0; empty where there is one device."""
+        return {name: i for i, names in enumerate(self.stages) for name in names}
 
     @cached_property
     def priced(self) -> CostGraph:
@@ -224,8 +289,20 @@ class Plan:
 
     @cached_property
     def objective_s(self) -> float:
-        """What this placement costs by the objective, in seconds."""
+        """What this placement costs by the objective, in seconds; on several devices with what lies between them."""
+        if self.stages:
+            return self.split.latency_s
         return objective(self.priced, self.assignment, max_segments=self.options.max_segments)
+
+    @cached_property
+    def split(self) -> Split:
+        """What a batch takes in each stage and on the host by the objective: latency, and time between batches."""
+        return price(self.priced, self.assignment, self.stages, self.hops, self.options.max_segments)
+
+    @cached_property
+    def hops(self) -> Mapping[str, float]:
+        """Tensor -> the seconds that it takes from device to device."""
+        return self.options.link.hops(self.graph, self.device, self.numbers)
 
     @cached_property
     def all_cpu_s(self) -> float:

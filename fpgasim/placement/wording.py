@@ -124,9 +124,12 @@ def _times(said: Explanation) -> Iterator[str]:
             parts.append(f"{between}, {sum(t.payload_bytes for t in hops):,} bytes")
     yield "; ".join(parts)
     if said.greedy is not None:
+        where = f"in {plural(said.greedy.segments, 'FPGA segment')}"
+        if said.pipeline is not None:
+            where = "with each device filled before the next"
         yield (
             "all that the engine can compute, costs not looked at (what others do): "
-            f"{milliseconds(said.greedy.seconds)} in {plural(said.greedy.segments, 'FPGA segment')}"
+            f"{milliseconds(said.greedy.seconds)} {where}"
         )
     event = said.event_model_s
     more = round(event / said.objective_s - 1, 3) + 0.0 if said.objective_s else 0.0  # + 0.0 makes no -0.0%
@@ -146,31 +149,21 @@ def _pipeline(plan: Plan, said: PipelineExplanation) -> Iterator[str]:
         f"throughput: {said.batches_per_s:,.0f} batches/s, set by {slowest}, where each works on a batch of its own",
         f"by the event model {milliseconds(said.event_latency_s)} and {said.event_batches_per_s:,.0f} batches/s",
         f"{plural(said.needed, 'device')} at least for these weights; by dynamic programming no split of this order of "
-        f"the nodes into contiguous stages has {'less latency' if said.split_for == 'latency' else 'more throughput'}",
+        f"the nodes into contiguous stages has {'less latency' if said.split_for == 'latency' else 'more throughput'}; "
+        "the bound above is that of a device that holds everything",
         f"a hop is {said.hop_s * 1e6:g} µs + bytes at {said.link_bytes_per_s / 1e9:g} GB/s (assumed), directly to the "
         "next device; it is in the time of the device that it goes to",
     ):
         yield from _folded(line, 2)
-    header = (
-        "device",
-        "nodes",
-        "first",
-        "weights kept",
-        "of",
-        "streamed",
-        "hops",
-        "time",
-        "1 earlier",
-        "1 later",
-        "why",
-    )
-    rows: list[tuple[str, ...]] = [header]
+    rows: list[tuple[str, ...]] = [
+        ("device", "nodes", "first", "weights", "of", "streamed", "hops", "time", "1 earlier", "1 later", "why")
+    ]
     for stage in said.stages:
         kept, there = f"{stage.weight_bytes:,.0f}", f"{stage.capacity_bytes:,.0f}"
-        moved = (_moved(stage.earlier_s), _moved(stage.later_s))
-        counts = (f"{len(stage.streamed)}", f"{len(stage.receives)}", milliseconds(stage.seconds))
-        number = (f"{stage.device}", f"{len(stage.nodes)}", stage.nodes[0])
-        rows.append((*number, kept, there, *counts, *moved, stage.reason))
+        moved = (milliseconds(stage.seconds), _moved(stage.earlier_s), _moved(stage.later_s))
+        counts = (f"{len(stage.streamed)}", f"{len(stage.receives)}")
+        first = (f"{stage.device}", f"{len(stage.nodes)}", stage.nodes[0])
+        rows.append((*first, kept, there, *counts, *moved, stage.reason))
     yield from _table(rows)
     yield "  (1 earlier, 1 later: ms of latency more if it began one node earlier or later; - where that would not fit)"
     for other in said.alternatives:

@@ -44,9 +44,9 @@ class Ranked:
 
 def run_fp32(graph: Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """All outputs of `graph` as ONNX Runtime computes them, nothing quantized. `feeds` have the inputs' dtypes."""
-    names = [tuple(tensor.name for tensor in tensors) for tensors in (graph.inputs, graph.outputs)]
-    everything = Segment("cpu", 0, tuple(node.name for node in graph.nodes), *names)
-    return CpuRunner(graph, everything, num_threads()).run(feeds, names[1])
+    fed, made = (tuple(tensor.name for tensor in tensors) for tensors in (graph.inputs, graph.outputs))
+    everything = Segment("cpu", 0, tuple(node.name for node in graph.nodes), fed, made)
+    return CpuRunner(graph, everything, num_threads()).run(feeds, made)
 
 
 def difference(fp32: Array, got: Array) -> Difference:

@@ -14,7 +14,7 @@ from fpgasim.runtime import FpgaSegment, Timing
 
 @dataclasses.dataclass(frozen=True)
 class LayerRow:
-    """One layer of one FPGA segment.
+    """One layer of one FPGA segment, on a device of several by its number from 1.
 
     `start` and `end` are cycles from the segment's first weight load; `stall_cycles` is how long the layer after it had
     to wait for its weights once it was done. m, n and k are the product's output positions, filters and reductions (a
@@ -22,6 +22,7 @@ class LayerRow:
     """
 
     segment: int
+    device: int
     layer: str
     head: str
     nodes: str
@@ -60,6 +61,7 @@ def _rows(segment: FpgaSegment) -> Iterator[LayerRow]:
         batch, height, width, outputs = layer.out_shape
         yield LayerRow(
             segment=segment.phase,
+            device=segment.stage + 1,
             layer=layer.name,
             head=layer.head,
             nodes=" ".join(layer.nodes),

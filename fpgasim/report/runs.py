@@ -62,9 +62,10 @@ def placement_line(plan: Plan) -> str:
     """One line: how much of the network is on the FPGA, and in how many segments."""
     on_fpga = sum(d.device == "fpga" for d in plan.decisions)
     segments = sum(s.kind == "fpga" for s in plan.segments)
+    devices = f" on {plural(len(plan.stages), 'device')}" if plan.stages else ""
     return (
         f"{share(plan.fpga_mac_share)} of the multiply-accumulates and {on_fpga} of {len(plan.decisions)} nodes on the "
-        f"FPGA, in {plural(segments, 'segment')}"
+        f"FPGA, in {plural(segments, 'segment')}{devices}"
     )
 
 
@@ -84,25 +85,58 @@ def placement_table(plan: Plan) -> Any:
 
 def timing_table(plan: Plan, timing: Timing) -> Any:
     """The steps of a run in order with cycles and milliseconds, what lies between them, and the sum."""
-    fpga = {s.phase: s.timing for s in timing.segments}
-    cpu = {p.phase: p.seconds for p in timing.cpu_pieces}
+    fpga, cpu = iter(timing.segments), iter(timing.cpu_pieces)
     rows: list[tuple[object, ...]] = []
     for i, segment in enumerate(plan.segments, 1):
         if segment.kind == "fpga":
-            t = fpga[segment.phase]
+            t = next(fpga).timing
+            side = f"fpga {segment.stage + 1}" if plan.stages else "fpga"
             what = f"{plural(len(t.layers), 'layer')}, {scaled(t.load_bytes, 'B')} of weights"
-            rows.append((i, "fpga", what, count(t.cycles), milliseconds(t.seconds), share(t.utilization)))
+            rows.append((i, side, what, count(t.cycles), milliseconds(t.seconds), share(t.utilization)))
         else:
-            rows.append(
-                (i, "cpu", f"{plural(len(segment.nodes), 'node')} (estimate)", "", milliseconds(cpu[segment.phase]), "")
-            )
-    for direction, words in (("to_fpga", "to the FPGA"), ("to_cpu", "to the host")):
+            what = f"{plural(len(segment.nodes), 'node')} (estimate)"
+            rows.append((i, "cpu", what, "", milliseconds(next(cpu).seconds), ""))
+    ways = (("to_fpga", "to the FPGA"), ("hop", "from device to device"), ("to_cpu", "to the host"))
+    for direction, words in ways:
         moved = [t for t in timing.transfers if t.direction == direction]
+        if direction == "hop" and not moved:
+            continue
         what = f"{len(moved)} {words}, {scaled(sum(t.payload_bytes for t in moved), 'B')}"
         rows.append(("", "transfer", what, "", milliseconds(sum(t.seconds for t in moved)), ""))
     rows.append(("", "launch", f"{len(timing.segments)}", "", milliseconds(timing.launch_ms / 1e3), ""))
     rows.append(("", "total", "", count(timing.cycles), milliseconds(timing.total_ms / 1e3), share(timing.utilization)))
     return table((">step", "side", "what", ">cycles", ">ms", ">utilization"), rows)
+
+
+def timing_parts(plan: Plan, timing: Timing) -> list[Any]:
+    """The steps of a run, of several devices what each of them takes and the throughput, and notes."""
+    parts = [timing_table(plan, timing), ""]
+    if plan.stages:
+        parts += [pipeline_table(plan, timing), "", pipeline_line(plan, timing), ""]
+    return [*parts, timing_notes(plan, timing)]
+
+
+def pipeline_table(plan: Plan, timing: Timing) -> Any:
+    """What a batch takes on each of several devices and on the host, and where that goes."""
+    rows = []
+    for i, (names, stage) in enumerate(zip(plan.stages, timing.stages, strict=True), 1):
+        kept = sum(plan.cost_graph.node_of[name].weight for name in names if name in plan.pinned)
+        parts = (stage.compute_s, stage.launch_s, stage.hop_s, stage.transfer_s, stage.seconds)
+        rows.append((f"device {i}", len(names), scaled(kept, "B"), *map(milliseconds, parts)))
+    on_host = len(plan.decisions) - len(plan.stage_of)
+    rows.append(("host", on_host, "", *[""] * 4, milliseconds(timing.cpu_ms / 1e3)))
+    headers = ("", ">nodes", ">weights kept", ">layers ms", ">launches", ">hops in", ">to and from host", ">ms a batch")
+    return table(headers, rows)
+
+
+def pipeline_line(plan: Plan, timing: Timing) -> str:
+    """Latency and throughput of several devices, in words."""
+    busy = {"the host": timing.cpu_ms} | {f"device {i}": s.seconds * 1e3 for i, s in enumerate(timing.stages, 1)}
+    slowest = max(busy, key=busy.__getitem__)
+    return (
+        f"latency {milliseconds(timing.total_ms / 1e3)} ms for a batch alone; throughput {timing.batches_per_s:,.0f} "
+        f"batches/s, one every {milliseconds(timing.interval_ms / 1e3)} ms, set by {slowest}"
+    )
 
 
 def timing_notes(plan: Plan, timing: Timing) -> Any:
@@ -122,6 +156,12 @@ def timing_notes(plan: Plan, timing: Timing) -> Any:
         "Utilization counts multiply-accumulates over what the tile engines could do. Milliseconds of the CPU are "
         "estimates.",
     ]
+    if plan.stages:
+        lines.append(
+            "Devices work one after another on a batch, each on another batch at a time. A device's transfers do not "
+            f"overlap its layers. A hop takes {plan.options.hop_s * 1e6:g} us and its bytes at "
+            f"{scaled(plan.options.link_bytes_per_s, 'B/s')} (assumed)."
+        )
     if device.assumed:
         lines.append(f"Assumed, since nobody published them: {', '.join(sorted(device.assumed))}.")
     return paragraphs(*lines)
@@ -161,6 +201,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "note": plan.note,
         "options": dataclasses.asdict(plan.options),
         "pinned": plan.pinned,
+        "stages": plan.stages,
         "fpga_mac_share": plan.fpga_mac_share,
         "objective_s": plan.objective_s,
         "lower_bound_s": plan.lower_bound_s,
@@ -184,6 +225,10 @@ def timing_json(timing: Timing) -> dict[str, Any]:
         "launch_ms": timing.launch_ms,
         "cpu_ms": timing.cpu_ms,
         "total_ms": timing.total_ms,
+        "hop_ms": timing.hop_ms,
+        "interval_ms": timing.interval_ms,
+        "batches_per_s": timing.batches_per_s,
+        "stages": [dataclasses.asdict(stage) | {"seconds": stage.seconds} for stage in timing.stages],
         "pinned_bytes": timing.pinned_bytes,
         "utilization": timing.utilization,
         "clock_hz": timing.device.clock_hz,
@@ -191,6 +236,7 @@ def timing_json(timing: Timing) -> dict[str, Any]:
         "segments": [
             {
                 "phase": s.phase,
+                "stage": s.stage,
                 "cycles": s.timing.cycles,
                 "ms": s.timing.seconds * 1e3,
                 "utilization": s.timing.utilization,

@@ -7,11 +7,13 @@ the Chromium project.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 from fpgasim.npu import Program, ProgramTiming
 from fpgasim.npu.chains import MatrixChain, VectorChain
 from fpgasim.placement import Plan
+from fpgasim.placement.timing import Direction
 from fpgasim.runtime import FpgaSegment, Timing
 
 TRACKS = ("DMA in", "weights", "MVM", "MFU", "DMA out", "CPU")
@@ -21,33 +23,34 @@ Event = dict[str, Any]
 def plan_trace(plan: Plan, timing: Timing, provenance: dict[str, Any]) -> dict[str, Any]:
     """One run of `plan` as a trace: its steps one after another, the layers of the FPGA segments inside them."""
     events = _tracks(plan.device.name, TRACKS)
-    segments = {segment.phase: segment for segment in timing.segments}
-    pieces = {piece.phase: piece for piece in timing.cpu_pieces}
-    waiting = {t.tensor: t for t in timing.transfers}
+    for stage in range(1, len(plan.stages)):
+        events += _tracks(f"{plan.device.name}, device {stage + 1}", TRACKS[:5], stage)
+    segments, pieces = iter(timing.segments), iter(timing.cpu_pieces)
+    waiting = {(t.tensor, t.direction, t.stage): t for t in timing.transfers}
     clock = 0.0
 
-    def move(names: tuple[str, ...], direction: str) -> None:
+    def move(names: tuple[str, ...], directions: tuple[Direction, ...], stage: int) -> None:
         """Each tensor crosses once, when it is first needed."""
         nonlocal clock
-        for name in names:
-            if name in waiting and waiting[name].direction == direction:
-                t, track = waiting.pop(name), "DMA in" if direction == "to_fpga" else "DMA out"
-                events.append(_slice(track, name, clock, t.seconds * 1e6, bytes=t.payload_bytes))
+        for name, direction in product(names, directions):
+            if (name, direction, stage) in waiting:
+                t, track = waiting.pop((name, direction, stage)), "DMA out" if direction == "to_cpu" else "DMA in"
+                events.append(_slice(track, name, clock, t.seconds * 1e6, stage, bytes=t.payload_bytes))
                 clock += t.seconds * 1e6
 
     for step in plan.segments:
         if step.kind == "cpu":
-            piece = pieces[step.phase]
+            piece = next(pieces)
             events.append(_slice("CPU", f"CPU piece {step.phase}", clock, piece.seconds * 1e6, nodes=len(piece.nodes)))
             clock += piece.seconds * 1e6
             continue
-        move(step.inputs, "to_fpga")
+        move(step.inputs, ("to_fpga", "hop"), step.stage)
         events.append(_slice("CPU", "launch", clock, plan.device.launch_s * 1e6))
         clock += plan.device.launch_s * 1e6
-        segment = segments[step.phase]
+        segment = next(segments)
         events += _segment(segment, clock, plan.device.clock_hz)
         clock += segment.timing.seconds * 1e6
-        move(step.outputs, "to_cpu")
+        move(step.outputs, ("to_cpu",), step.stage)
     return _trace(events, provenance)
 
 
@@ -80,26 +83,29 @@ def _segment(segment: FpgaSegment, start: float, clock_hz: int) -> Iterator[Even
     for (layer, t), (begin, end) in zip(segment.rows, segment.timing.spans, strict=True):
         at = start + begin * us
         if t.load_cycles:
-            yield _slice("weights", layer.name, load_at, t.load_cycles * us, cycles=t.load_cycles, bytes=t.load_bytes)
+            loads = {"cycles": t.load_cycles, "bytes": t.load_bytes}
+            yield _slice("weights", layer.name, load_at, t.load_cycles * us, segment.stage, **loads)
         load_at = at
         args = {"cycles": end - begin, "macs": t.macs, "utilization": round(t.utilization, 4)}
         if t.mvm_cycles:
-            yield _slice("MVM", layer.name, at, t.mvm_cycles * us, native_tiles=t.native_tiles, **args)
+            yield _slice("MVM", layer.name, at, t.mvm_cycles * us, segment.stage, native_tiles=t.native_tiles, **args)
         if end - begin > t.mvm_cycles:
-            yield _slice("MFU", layer.name, at + t.mvm_cycles * us, (end - begin - t.mvm_cycles) * us, **args)
+            rest = end - begin - t.mvm_cycles
+            yield _slice("MFU", layer.name, at + t.mvm_cycles * us, rest * us, segment.stage, **args)
 
 
-def _tracks(process: str, names: tuple[str, ...]) -> list[Event]:
-    events: list[Event] = [{"name": "process_name", "ph": "M", "pid": 1, "args": {"name": process}}]
+def _tracks(process: str, names: tuple[str, ...], stage: int = 0) -> list[Event]:
+    pid = stage + 1
+    events: list[Event] = [{"name": "process_name", "ph": "M", "pid": pid, "args": {"name": process}}]
     for i, name in enumerate(names):
-        events.append({"name": "thread_name", "ph": "M", "pid": 1, "tid": i + 1, "args": {"name": name}})
-        events.append({"name": "thread_sort_index", "ph": "M", "pid": 1, "tid": i + 1, "args": {"sort_index": i}})
+        events.append({"name": "thread_name", "ph": "M", "pid": pid, "tid": i + 1, "args": {"name": name}})
+        events.append({"name": "thread_sort_index", "ph": "M", "pid": pid, "tid": i + 1, "args": {"sort_index": i}})
     return events
 
 
-def _slice(track: str, name: str, begin: float, duration: float, **args: Any) -> Event:
+def _slice(track: str, name: str, begin: float, duration: float, stage: int = 0, **args: Any) -> Event:
     at = TRACKS.index(track) + 1
-    return {"name": name, "ph": "X", "pid": 1, "tid": at, "ts": begin, "dur": duration, "args": args}
+    return {"name": name, "ph": "X", "pid": stage + 1, "tid": at, "ts": begin, "dur": duration, "args": args}
 
 
 def _trace(events: list[Event], provenance: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from fpgasim.placement import Counterfactual, objective
 from fpgasim.placement.advising import Advice, Obstacle, pointwise_seconds
 from fpgasim.placement.cost_graph import phases
 from fpgasim.placement.explaining import Baseline, Explanation, NodeExplanation, Step
+from fpgasim.placement.explaining_stages import Alternative, PipelineExplanation, StageExplanation
 from fpgasim.placement.timing import Transfer
 
 from . import split_nets
@@ -258,6 +259,9 @@ def test_the_page_about_explanations_names_every_key_of_the_json():
         "Advice": Advice,
         "Node": NodeExplanation,
         "Other side": Counterfactual,
+        "Pipeline": PipelineExplanation,
+        "Device of a pipeline": StageExplanation,
+        "Other split": Alternative,
     }
     for title, kind in kinds.items():
         rows = page.split(f"### {title}\n")[1].split("\n#")[0].splitlines()
