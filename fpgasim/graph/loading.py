@@ -19,6 +19,7 @@ from fpgasim.graph.external import check_entries, read_external
 from fpgasim.graph.opsets import LEAST_IR_VERSION, check_operators, check_versions
 from fpgasim.graph.passes import optimize
 from fpgasim.graph.passes.shape_inference import infer_shapes, one_line
+from fpgasim.graph.plain import without_sparse_and_maps
 from fpgasim.graph.structure import Graph, constant_array, graph_values, shape_of
 from fpgasim.graph.verifier import verify_structure
 
@@ -95,16 +96,14 @@ def _read(path: str | os.PathLike[str], where: str) -> onnx.ModelProto:
 
 def _deserialize(proto: onnx.ModelProto, where: str, folder: Path | None) -> ir.Model:
     """The model with every tensor's data copied out of `proto` and of the files it names in `folder`."""
-    if proto.graph.sparse_initializer:
-        name = proto.graph.sparse_initializer[0].values.name
-        raise ModelError(f"{where}: sparse initializer {name!r} is not supported; a dense one would do")
     check_entries(proto)
+    proto = without_sparse_and_maps(proto, where)
     try:
         model = ir.from_proto(proto)
         _restore_inputs(model, proto)
         if model.functions:
             _inline(model)
-    # onnx-ir raises NotImplementedError for types that it cannot read, such as maps.
+    # onnx-ir raises NotImplementedError for types that it cannot read.
     except (ir.serde.SerdeError, ir.passes.PassError, ValueError, NotImplementedError) as error:
         raise ModelError(f"{where} is broken: {one_line(error)}") from error
     for graph in _all_graphs(model.graph):
@@ -182,6 +181,8 @@ def _own(tensor: ir.TensorProtocol, where: str, folder: Path | None) -> ir.Tenso
 def _normalise(model: ir.Model) -> None:
     """Names every node, sorts them, and makes initializers constants instead of inputs with a default."""
     graph = model.graph
+    if "ai.onnx" in model.opset_imports:  # the other name of ''
+        model.opset_imports.setdefault("", model.opset_imports.pop("ai.onnx"))
     for value in [value for value in graph.inputs if value.is_initializer()]:
         graph.inputs.remove(value)
     model.ir_version = max(model.ir_version, LEAST_IR_VERSION)

@@ -240,6 +240,44 @@ def test_an_operator_for_trees_needs_no_opset_of_onnx():
     assert_equal(split(proto).run(feeds), expected(proto, feeds))
 
 
+def classifier(*nodes: onnx.NodeProto, inputs: list, outputs: list) -> onnx.ModelProto:
+    graph = helper.make_graph(nodes, "classifier", inputs, outputs)
+    opsets = [helper.make_opsetid("", 15), helper.make_opsetid("ai.onnx.ml", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def test_the_scores_of_a_classifier_may_be_maps():
+    """As scikit-learn's come out of their converter."""
+    scores = onnx.TypeProto()
+    scores.sequence_type.elem_type.map_type.key_type = TensorProto.INT64
+    scores.sequence_type.elem_type.map_type.value_type.CopyFrom(helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+    lines = {"coefficients": [1.0, 2.0, -1.0, 2.0], "intercepts": [0.0, 1.0], "classlabels_ints": [3, 5]}
+    proto = classifier(
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("LinearClassifier", ["r"], ["label", "p"], domain="ai.onnx.ml", **lines),
+        helper.make_node("ZipMap", ["p"], ["scores"], domain="ai.onnx.ml", classlabels_int64s=[3, 5]),
+        inputs=[tensor("x", shape=("N", 2))],
+        outputs=[tensor("label", TensorProto.INT64, ("N",)), helper.make_value_info("scores", scores)],
+    )
+    feeds = {"x": np.float32([[1, 2], [-3, 4]])}
+    session = split(proto)
+    assert len(on_fpga(session)) == 1
+    got, want = session.run(feeds), expected(proto, feeds)
+    assert got["label"].tolist() == want["label"].tolist()
+    assert got["scores"] == want["scores"]
+    assert [set(row) for row in got["scores"]] == [{3, 5}, {3, 5}]
+
+
+def test_an_input_that_is_a_map_is_refused_by_name():
+    words = onnx.TypeProto()
+    words.map_type.key_type = TensorProto.INT64
+    words.map_type.value_type.CopyFrom(helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+    node = helper.make_node("DictVectorizer", ["words"], ["y"], domain="ai.onnx.ml", int64_vocabulary=[1, 2])
+    proto = classifier(node, inputs=[helper.make_value_info("words", words)], outputs=[tensor("y")])
+    with pytest.raises(ModelError, match="input 'words' is a map, which is not taken; an array would do"):
+        fs.load(proto)
+
+
 def branches() -> onnx.NodeProto:
     """An If of which one branch captures what the FPGA filtered and the other what it is fed."""
     shift = helper.make_node("Add", ["filtered", "one"], ["shifted"])
@@ -257,8 +295,11 @@ CONSTANTS = {"one": np.float32(1), "from": np.array([0, 0, 1, 1]), "to": np.arra
 @pytest.mark.parametrize("flag", [True, False])
 def test_a_branch_captures_what_the_fpga_made(flag):
     inputs = [tensor("x", shape=("N", 3, 8, 8)), tensor("flag", TensorProto.BOOL, ())]
-    proto = model([FILTERING, branches()], [tensor("y")], inputs, CONSTANTS)
-    session = check(proto, {"x": IMAGE, "flag": np.array(flag)})
+    relu = helper.make_node(
+        "Relu", ["filtered"], ["r"], name="relu"
+    )  # fused behind the filter, whose result is captured
+    proto = model([FILTERING, relu, branches()], [tensor("y"), tensor("r")], inputs, CONSTANTS)
+    session = check(proto, {"x": IMAGE, "flag": np.array(flag)}, {"filter", "relu"})
     assert session.plan.assignment["if"] == "cpu"
     two = {"x": np.concatenate([IMAGE, -IMAGE]), "flag": np.array(flag)}
     assert_equal(session.run(two), expected(proto, two))

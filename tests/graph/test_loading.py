@@ -347,16 +347,56 @@ def test_a_missing_required_attribute_is_refused_with_the_node():
     assert "axis" in one_line(error)
 
 
-def test_a_sparse_initializer_is_refused_by_name():
-    b = Builder()
-    b.op("Add", "x", "w", outputs=["y"])
-    model = b.model({"x": [4]}, {"y": [4]})
-    values = helper.make_tensor("w", TensorProto.FLOAT, [1], [1.0])
-    model.graph.sparse_initializer.append(
-        helper.make_sparse_tensor(values, helper.make_tensor("i", TensorProto.INT64, [1], [2]), [4])
+def sparse(values: list[float], indices: list, dims: list[int]) -> onnx.SparseTensorProto:
+    at = np.array(indices, np.int64)
+    return helper.make_sparse_tensor(
+        helper.make_tensor("w", TensorProto.FLOAT, [len(values)], values), numpy_helper.from_array(at, "i"), dims
     )
-    with pytest.raises(ModelError, match="sparse initializer 'w'"):
-        load(model)
+
+
+def with_sparse(tensor: onnx.SparseTensorProto, constant: bool) -> onnx.ModelProto:
+    b = Builder()
+    if constant:
+        b.nodes.append(helper.make_node("Constant", [], ["w"], sparse_value=tensor))
+    b.op("Add", "x", "w", outputs=["y"])
+    model = b.model({"x": [2, 2]}, {"y": [2, 2]})
+    if not constant:
+        model.graph.sparse_initializer.append(tensor)
+    return model
+
+
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("indices", [[1, 2], [[0, 1], [1, 0]]])
+def test_a_sparse_constant_becomes_dense(constant, indices):
+    model = with_sparse(sparse([5, 7], indices, [2, 2]), constant)
+    graph = load(model)
+    assert graph.constant("w").tolist() == [[0, 5], [7, 0]]
+    assert len(model.graph.sparse_initializer) + constant == 1, "the model that was given stays as it is"
+    x = {"x": np.ones((2, 2), np.float32)}
+    assert_same_outputs(run(graph.to_proto(), x), run(model, x))
+
+
+def test_a_broken_sparse_constant_is_refused_by_name():
+    elsewhere = sparse([5], [1], [2, 2])
+    elsewhere.values.data_location = TensorProto.EXTERNAL
+    for tensor, words in (
+        (sparse([5], [4], [2, 2]), "sparse tensor 'w' is broken: (1,) values at (1,) indices do not fit (2, 2)"),
+        (sparse([5, 6], [1], [2, 2]), "sparse tensor 'w' is broken"),
+        (sparse([5], [[2, 0]], [2, 2]), "sparse tensor 'w' is broken"),
+        (sparse([5], [1], [1 << 20, 1 << 20]), "has more than 268435456 elements"),
+        (elsewhere, "sparse tensor 'w' lies in another file; one in the model would do"),
+    ):
+        with pytest.raises(ModelError) as error:
+            load(with_sparse(tensor, constant=False))
+        assert words in one_line(error)
+
+
+def test_the_standard_domain_has_two_names():
+    b = Builder()
+    b.op("Relu", "x", outputs=["y"])
+    model = b.model({"x": [2]}, {"y": [2]})
+    model.opset_import[0].domain = model.graph.node[0].domain = "ai.onnx"
+    assert load(model).opset == {"": 17}
 
 
 @pytest.mark.parametrize(("bad", "word"), [(np.nan, "NaN"), (np.inf, "infinity"), (-np.inf, "infinity")])

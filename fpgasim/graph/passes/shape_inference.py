@@ -15,6 +15,7 @@ from fpgasim.errors import ModelError
 from fpgasim.graph.operands import check_operands
 from fpgasim.graph.passes.rewriting import rewrite
 from fpgasim.graph.passes.runtime import session
+from fpgasim.graph.plain import is_map
 from fpgasim.graph.pooling import round_down, rounding_up
 from fpgasim.graph.structure import Dim, Graph, shape_of
 
@@ -72,7 +73,7 @@ def inferred_types(model: ir.Model) -> dict[str, onnx.TypeProto]:
             raise ModelError(f"graph {model.graph.name!r}: shapes do not fit: {one_line(error)}") from error
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     infos = (*inferred.graph.value_info, *inferred.graph.output)
-    return {info.name: info.type for info in infos if info.HasField("type")}
+    return {info.name: info.type for info in infos if info.HasField("type") and not is_map(info.type)}
 
 
 def skeleton(model: ir.Model, *, forget: bool) -> onnx.ModelProto:
