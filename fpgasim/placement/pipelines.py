@@ -227,7 +227,7 @@ def split(
     needed = len(fill(cost_graph, order, pinned, room))
     if devices is not None and devices < needed:
         raise PlacementError(
-            f"devices={devices} are too few: these weights need {needed}, of which each keeps {room.whole:,.0f} bytes; "
+            f"devices={devices} are too few: these weights need {needed}, each of which keeps {room.whole:,.0f} bytes; "
             f'devices={needed} or "auto" would do'
         )
     count = min(needed if devices is None else devices, len(order))

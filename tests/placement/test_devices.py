@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 
@@ -242,6 +243,14 @@ def test_other_sides_are_at_least_what_is_possible():
         if node.other_side.objective is not None:
             assert node.other_side.objective >= node.other_side.lower_bound
             assert not node.other_side.exact
+
+
+def test_an_export_has_a_function_for_each_device(tmp_path):
+    plan = planned()
+    plan.export(tmp_path / "net.onnx")
+    model = onnx.load(tmp_path / "net.onnx")
+    assert sorted(function.name for function in model.functions) == [f"fpga{i}" for i in range(6)]
+    assert fs.load(tmp_path / "net.onnx").fingerprint() == plan.graph.fingerprint()
 
 
 def test_the_picture_has_a_box_for_each_device():
