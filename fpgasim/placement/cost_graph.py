@@ -146,6 +146,26 @@ class CostGraph:
                     order.append(successor)
         return tuple(order)
 
+    @cached_property
+    def direct_predecessors(self) -> dict[str, tuple[str, ...]]:
+        """`predecessors` without those that are also behind another of them (the transitive reduction).
+
+        These alone decide phases: a phase that rises from u to v on the way u → w → v rises on one of its edges.
+        """
+        number = {name: i for i, name in enumerate(self.order)}
+        before: dict[str, int] = {}  # bit i: node i of the order
+        found = {}
+        for name in self.order:
+            seen = 0
+            direct = []
+            for producer in sorted(self.predecessors[name], key=number.__getitem__, reverse=True):
+                if not seen >> number[producer] & 1:
+                    direct.append(producer)
+                    seen |= before[producer]
+            before[name] = seen | 1 << number[name]
+            found[name] = tuple(direct)
+        return found
+
     def to_json(self) -> str:
         """The file form as text; `from_json` gives an equal CostGraph back."""
         return json.dumps(dataclasses.asdict(self), indent=1)
@@ -290,7 +310,7 @@ def phases(cost_graph: CostGraph, placement: Placement, max_segments: int | None
         for name in cost_graph.order:
             side = placement[name]
             phase = first_cpu if side == "cpu" else 1
-            for producer in cost_graph.predecessors[name]:
+            for producer in cost_graph.direct_predecessors[name]:
                 phase = max(phase, found[producer] + (placement[producer] != side))
             found[name] = phase
         return found

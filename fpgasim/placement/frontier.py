@@ -12,13 +12,16 @@ number; a cost that more of them could not undercut is exact.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fpgasim.placement.cost_graph import CostGraph, CostTensor, Side, pin
+from fpgasim.placement.mincut import side_cuts
 from fpgasim.placement.problem import Problem
 
 #: States of one step beyond which a graph counts as too wide.
@@ -39,44 +42,52 @@ class Bounds:
     upper: Marginals
 
 
-def side_bounds(problem: Problem, price: float = 0.0) -> Bounds | None:
-    """Bounds on the best objective with each node on each side; None where the graph is too wide for this.
+def side_bounds(problem: Problem, price: float = 0.0) -> Bounds:
+    """Bounds on the best objective with each node on each side.
 
-    The capacity is not looked at; instead every unit of the weights that it would bound costs `price`, so with one
-    (Lagrange's) `lower` − price · capacity is a bound and `upper` none.
+    Where the graph is too wide for any number of phases, few of them are counted exactly and minimum cuts bound the
+    rest; where it is too wide for few, `upper` is infinite. The capacity is not looked at; instead every unit of the
+    weights that it would bound costs `price`, so with one (Lagrange's) `lower` − price · capacity is a bound and
+    `upper` none.
     """
     steps = frontier_steps(problem)
     free = _marginals(problem, steps, price, None)
-    if free is None or not problem.phased:
-        return None if free is None else Bounds(free, free)
-    last = most_phases(problem)
-    highest = min(4, last)
-    known: Bounds | None = None
-    while True:
-        runs = [_marginals(problem, steps, price, (start, highest)) for start in (0, 2)]
+    if free is not None and not problem.phased:
+        return Bounds(free, free)
+    if free is None:
+        free = side_cuts(problem.relaxed(price), problem.forced)
+    least = min(problem.cost_graph.launch, problem.cost_graph.cpu_call)  # one phase there is
+    known = Bounds(
+        {name: {side: cost + least for side, cost in there.items()} for name, there in free.items()},
+        {name: dict.fromkeys(SIDES, math.inf) for name in free},
+    )
+    count = 3
+    while problem.phased:
+        runs = [_marginals(problem, steps, price, phases) for phases in up_to(problem, count)]
         found = [run for run in runs if run is not None]
         if len(found) < 2:
-            return known
+            break
         upper = {v: {s: min(run[v][s] for run in found) for s in SIDES} for v in free}
-        if highest == last:
-            return Bounds(upper, upper)
-        beyond = beyond_phases(problem, highest)
+        beyond = beyond_phases(problem, count)
         lower = {v: {s: min(upper[v][s], free[v][s] + beyond) for s in SIDES} for v in free}
         known = Bounds(lower, upper)
         if all(upper[v][s] <= lower[v][s] for v in free for s in SIDES):
-            return known
-        highest = min(last, 2 * highest)
+            break
+        count = 2 * count - 1
+    return known
 
 
-def most_phases(problem: Problem) -> int:
-    """The highest phase that a placement of `problem` can have."""
+def up_to(problem: Problem, count: int) -> list[tuple[int, int]]:
+    """(phase of a CPU node without producers, highest phase) of both ways to count up to `count` phases."""
     nodes = len(problem.cost_graph.nodes)
-    return 2 * (nodes if problem.max_segments is None else min(nodes, problem.max_segments))
+    last = 2 * (nodes if problem.max_segments is None else min(nodes, problem.max_segments))
+    return [(0, min(count - 1, last)), (2, min(count, last))]
 
 
-def beyond_phases(problem: Problem, highest: int) -> float:
-    """What launches and CPU calls take at least where there are phases above `highest`."""
-    return min(fixed_cost(problem.cost_graph, start, highest + 1) for start in (0, 2))
+def beyond_phases(problem: Problem, count: int) -> float:
+    """What launches and CPU calls take at least with more than `count` phases; infinite where there cannot be more."""
+    longer = set(up_to(problem, count + 1)) - set(up_to(problem, count))
+    return min((fixed_cost(problem.cost_graph, start, highest) for start, highest in longer), default=math.inf)
 
 
 def fixed_cost(graph: CostGraph, start: int, highest: int) -> float:
@@ -125,6 +136,9 @@ def _narrow_order(graph: CostGraph) -> list[str]:
     return order
 
 
+_Kind = Literal["last", "phase", "side", "moved"]
+
+
 @dataclass
 class Step:
     """How states change as a node is taken. Numbers are rows of the states before it; -1 is no row.
@@ -132,7 +146,7 @@ class Step:
     `reads`: (row of the producer, row of "moved already", seconds up, seconds down) of each tensor; `pairs`: (row of
     the other node, saves, the kind is overlap, this node is the second); `keep`: (row, only its side still matters).
     The node itself gets a row if it `waits` for others, of its side only if `reduced`, and so do `made` of its tensors.
-    `down` are the seconds of its outputs to the CPU; `wide`: whether each row after it holds a phase.
+    `down` are the seconds of its outputs to the CPU; `kinds`: what each row after it holds.
     """
 
     name: str
@@ -140,7 +154,7 @@ class Step:
     pairs: list[tuple[int, float, bool, bool]]
     reads: list[tuple[int, int, float, float]] = field(default_factory=list)
     keep: list[tuple[int, bool]] = field(default_factory=list)
-    wide: list[bool] = field(default_factory=list)
+    kinds: list[_Kind] = field(default_factory=list)
     waits: bool = False
     reduced: bool = False
     is_read: bool = True
@@ -162,28 +176,30 @@ def _priced(problem: Problem) -> CostGraph:
 def _steps(graph: CostGraph, order: Sequence[str]) -> list[Step]:
     """The steps in `order`. Row 0 is the last phase of a node that nobody reads; a graph input gets a row if needed."""
     when = {name: i for i, name in enumerate(order)}
-    last_read = dict.fromkeys(order, -1)
-    for name, producers in graph.predecessors.items():
+    last_phase = dict.fromkeys(order, -1)  # until when its phase matters, and until when its side does
+    for name, producers in graph.direct_predecessors.items():
         for producer in producers:
-            last_read[producer] = max(last_read[producer], when[name])
-    last_pair = dict.fromkeys(order, -1)
+            last_phase[producer] = max(last_phase[producer], when[name])
+    last_side = dict.fromkeys(order, -1)
     pairs: dict[str, list[tuple[str, float, bool, bool]]] = {name: [] for name in order}
     for pair in graph.pairs:
         if pair.saves:
             early, late = sorted((pair.first, pair.second), key=when.__getitem__)
-            last_pair[early] = max(last_pair[early], when[late])
+            last_side[early] = max(last_side[early], when[late])
             pairs[late].append((early, pair.saves, pair.kind == "overlap", late == pair.second))
     reads: dict[str, list[CostTensor]] = {name: [] for name in order}
     makes: dict[str, list[CostTensor]] = {name: [] for name in order}
     shared: dict[str, int] = {}
-    rows: list[tuple[str, str]] = [("phase", "")]
+    rows: list[tuple[str, str]] = [("last", "")]
     for tensor in graph.tensors:
-        for name in set(tensor.consumers):
+        readers = {name: when[name] for name in tensor.consumers} if tensor.to_fpga or tensor.to_cpu else {}
+        for name in readers:
             reads[name].append(tensor)
-        if len(set(tensor.consumers)) > 1 and (tensor.to_fpga or tensor.to_cpu):
-            shared[tensor.name] = max(when[name] for name in tensor.consumers)
+        if len(readers) > 1:
+            shared[tensor.name] = max(readers.values())
         if tensor.producer is not None:
             makes[tensor.producer].append(tensor)
+            last_side[tensor.producer] = max(last_side[tensor.producer], *readers.values(), -1)
         elif tensor.name in shared:
             rows.append(("tensor", tensor.name))
     steps = []
@@ -191,7 +207,7 @@ def _steps(graph: CostGraph, order: Sequence[str]) -> list[Step]:
         row_of = {key: row for row, key in enumerate(rows)}
         step = Step(
             name,
-            [row_of["node", producer] for producer in graph.predecessors[name]],
+            [row_of["node", producer] for producer in graph.direct_predecessors[name]],
             [(row_of["node", other], *how) for other, *how in pairs[name]],  # type: ignore[misc]
         )
         for tensor in reads[name]:
@@ -200,19 +216,22 @@ def _steps(graph: CostGraph, order: Sequence[str]) -> list[Step]:
             step.reads.append((home, row_of.get(("tensor", tensor.name), -1), tensor.to_fpga, down))
         kept: list[tuple[str, str]] = []
         for row, (kind, key) in enumerate(rows):
-            if kind == "phase" or (shared[key] if kind == "tensor" else max(last_read[key], last_pair[key])) > i:
+            if kind == "last" or (shared[key] if kind == "tensor" else max(last_phase[key], last_side[key])) > i:
                 kept.append((kind, key))
-                step.keep.append((row, kind == "node" and last_read[key] <= i))
-        step.is_read = last_read[name] >= 0
-        step.waits = max(last_read[name], last_pair[name]) > i
-        step.reduced = last_read[name] <= i
+                step.keep.append((row, kind == "node" and last_phase[key] <= i))
+        step.is_read = last_phase[name] >= 0
+        step.waits = max(last_phase[name], last_side[name]) > i
+        step.reduced = last_phase[name] <= i
         if step.waits:
             kept.append(("node", name))
         step.down = sum(tensor.to_cpu for tensor in makes[name] if tensor.output)
         new = [("tensor", tensor.name) for tensor in makes[name] if tensor.name in shared]
         step.made = len(new)
         rows = kept + new
-        step.wide = [kind == "phase" or (kind == "node" and last_read[key] > i) for kind, key in rows]
+        step.kinds = [
+            "last" if kind == "last" else "moved" if kind == "tensor" else "phase" if last_phase[key] > i else "side"
+            for kind, key in rows
+        ]
         steps.append(step)
     return steps
 
@@ -244,20 +263,23 @@ def frontier_layers(
 ) -> tuple[list[Layer], Floats] | None:
     """A layer for each step, and the cost of ending in each of the last states; None where there are too many states.
 
-    `phases` = (phase of a CPU node without producers, highest phase); None counts neither launches nor CPU calls. A row
-    of a node holds 2 · phase + 1 if its weights stay on chip; without phases its side stands for the phase.
+    `phases` = (phase of a CPU node without producers, highest phase); None counts neither launches nor CPU calls, and a
+    node's side stands for its phase. Where the solver chooses what stays on chip, a row of a node holds
+    2 · phase + 1 if its weights do.
     """
     graph = _priced(problem)
-    bits = 2 if phases is None else 1 + phases[1].bit_length()
+    shift = int(problem.weights == "auto")
+    bits = 1 if phases is None else max(1, phases[1].bit_length())
+    width_of: dict[_Kind, int] = {"last": bits, "phase": bits + shift, "side": 1 + shift, "moved": 1}
     states: Array = np.zeros((len(steps[0].keep) if steps else 1, 1), np.int64)  # all rows there are, and all 0
     layers = []
     for step in steps:
         ways = [
-            (side == "fpga", stays, weight, *_taken(step, states, side == "fpga", stays, cost, phases))
+            (side == "fpga", stays, weight, *_taken(step, states, side == "fpga", stays, cost, phases, shift))
             for side, stays, cost, weight in _options(problem, graph, step.name)
         ]
         after = np.concatenate([way[3] for way in ways], axis=1)
-        widths = [bits if wide else 2 for wide in step.wide]
+        widths = [width_of[kind] for kind in step.kinds]
         if sum(widths) > 62:
             return None
         keys = np.zeros(after.shape[1], np.int64)
@@ -335,7 +357,7 @@ def _options(problem: Problem, graph: CostGraph, name: str) -> list[tuple[Side, 
 
 
 def _taken(
-    step: Step, states: Array, on_fpga: bool, stays: bool, cost: float, phases: tuple[int, int] | None
+    step: Step, states: Array, on_fpga: bool, stays: bool, cost: float, phases: tuple[int, int] | None, shift: int
 ) -> tuple[Array, Array, Floats]:
     """The states after a step, the numbers of those they come from and the cost of each."""
     size = states.shape[1]
@@ -345,29 +367,29 @@ def _taken(
     else:
         phase = np.full(size, 0 if step.producers else 1 if on_fpga else phases[0], np.int64)
         for row in step.producers:
-            made_in = states[row] >> 1
+            made_in = states[row] >> shift
             np.maximum(phase, made_in + ((made_in & 1) != on_fpga), out=phase)
     moves: dict[int, Array] = {}
     for home, flag, up, down in step.reads:
-        away = np.full(size, on_fpga) if home < 0 else ((states[home] >> 1) & 1) != on_fpga
+        away = np.full(size, on_fpga) if home < 0 else ((states[home] >> shift) & 1) != on_fpga
         if flag >= 0:
             moves[flag] = states[flag] | away
             away = away & (states[flag] == 0)
         costs += np.where(away, up if on_fpga else down, 0.0)
     if on_fpga:
         for row, saves, overlap, second in step.pairs:
-            both = ((states[row] >> 1) & 1) == 1
-            if overlap:
+            both = ((states[row] >> shift) & 1) == 1
+            if overlap and shift:
                 both = both & (not stays if second else (states[row] & 1) == 0)
             costs -= np.where(both, saves, 0.0)
     rows = []
     for row, side_only in step.keep:
         value = moves.get(row, states[row])
-        rows.append(((value >> 1) & 1) << 1 | (value & 1) if side_only else value)
+        rows.append(value & (2 << shift) - 1 if side_only else value)
     if phases is not None and not step.is_read:
         rows[0] = np.maximum(rows[0], phase)
     if step.waits:
-        rows.append((phase & 1 if step.reduced else phase) << 1 | int(stays))
+        rows.append((phase & 1 if step.reduced else phase) << shift | int(stays))
     rows += [np.zeros(size, np.int64)] * step.made
     there = np.arange(size) if phases is None else np.flatnonzero(phase <= phases[1])
     return np.stack(rows)[:, there], there, costs[there]

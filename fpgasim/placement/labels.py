@@ -24,11 +24,12 @@ from fpgasim.placement.frontier import (
     Array,
     Floats,
     Layer,
+    Step,
     beyond_phases,
     frontier_layers,
     frontier_steps,
-    most_phases,
     to_the_end,
+    up_to,
 )
 from fpgasim.placement.mincut import minimum_cut
 from fpgasim.placement.problem import Found, Problem, weight_of
@@ -36,6 +37,8 @@ from fpgasim.placement.problem import Found, Problem, weight_of
 _WIDTHS = (1_000, 8_000, 64_000)
 #: Prices of a unit of weight, relative to that at which a minimum cut about fills the capacity.
 _PRICES = (0.0, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 1.8, 2.2, 3.0, 5.0)
+#: Phases counted at first, and where the graph is too wide for so many.
+_PHASES, _FEW = 7, 4
 _ROUNDING = 1e-12
 #: Numbers that the bounds of all layers may take; beyond it there are too many states for this.
 _MOST_BOUNDS = 30_000_000
@@ -51,16 +54,16 @@ def solve_labels(problem: Problem, *, time_limit: float, upper: float = math.inf
     price, relaxed = capacity_price(problem)
     prices = [0.0] if problem.capacity is None or not price else [factor * price for factor in _PRICES]
     steps = frontier_steps(problem)
-    highest = min(6, most_phases(problem))
     upper = _above(upper)
     best: Found | None = None
+    count = _PHASES
     while True:
-        graphs = []
-        for start in (0, 2) if problem.phased else (0,):
-            made = frontier_layers(problem, steps, (start, highest) if problem.phased else None)
-            if made is None or sum(layer.size for layer in made[0]) * len(prices) > _MOST_BOUNDS:
-                return best
-            graphs.append((made[0], _rest(made[0], made[1], prices), made[1]))
+        graphs = _graphs(problem, steps, prices, count)
+        if graphs is None and count > _FEW and best is None:
+            count = _FEW
+            graphs = _graphs(problem, steps, prices, count)
+        if graphs is None:
+            return best
         for width in _WIDTHS:
             runs = [_run(problem, *graph, prices, upper, width, deadline) for graph in graphs]
             for run in runs:
@@ -70,18 +73,27 @@ def solve_labels(problem: Problem, *, time_limit: float, upper: float = math.inf
             lost = min(run.lost for run in runs)
             if lost >= upper or time.monotonic() > deadline:
                 break
-        finished = lost >= upper
-        bound = min(upper, lost)
-        beyond = math.inf
-        if problem.phased and highest < most_phases(problem):
-            beyond = relaxed + beyond_phases(problem, highest)
-        if finished and beyond < upper and time.monotonic() < deadline:
-            highest = min(2 * highest, most_phases(problem))
-            continue
-        least = min(bound, beyond)
-        lower = max(least - 4 * _ROUNDING * abs(least), relaxed)
-        none = Found(None, frozenset(), lower, finished and beyond >= upper)
-        return replace(best or none, lower_bound=lower, finished=none.finished)
+        beyond = relaxed + beyond_phases(problem, count) if problem.phased else math.inf
+        finished = lost >= upper and beyond >= upper
+        least = min(upper, lost, beyond)
+        lower = max(least - 4 * _ROUNDING * abs(least), relaxed) if least < math.inf else least
+        best = replace(best or Found(None, frozenset(), lower, finished), lower_bound=lower, finished=finished)
+        if finished or lost < upper or time.monotonic() > deadline:
+            return best
+        count = 2 * count - 1
+
+
+def _graphs(
+    problem: Problem, steps: Sequence[Step], prices: Sequence[float], count: int
+) -> list[tuple[list[Layer], list[Floats], Floats]] | None:
+    """Layers, the least to the end by `_rest` and the cost of the end, for each way to count phases."""
+    graphs = []
+    for phases in up_to(problem, count) if problem.phased else [None]:
+        made = frontier_layers(problem, steps, phases)
+        if made is None or sum(layer.size for layer in made[0]) * len(prices) > _MOST_BOUNDS:
+            return None
+        graphs.append((made[0], _rest(made[0], made[1], prices), made[1]))
+    return graphs
 
 
 def _above(cost: float) -> float:

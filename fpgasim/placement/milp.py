@@ -163,8 +163,8 @@ def _add_phases(made: _Program, problem: Problem) -> None:
     pieces = made.column(graph.cpu_call, highest=most)
     first = made.column(graph.cpu_call, whole=True)
     phase = {name: made.column(0.0, highest=most + 2) for name in graph.order}
-    read = {producer for producers in graph.predecessors.values() for producer in producers}
-    for name, producers in graph.predecessors.items():
+    read = {producer for producers in graph.direct_predecessors.values() for producer in producers}
+    for name, producers in graph.direct_predecessors.items():
         for producer in producers:
             rises = (phase[name], 1.0), (phase[producer], -1.0)
             made.at_least(0.0, *rises, (x[name], -1.0), (x[producer], 1.0))

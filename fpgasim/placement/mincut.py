@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +57,8 @@ def minimum_cut(cost_graph: CostGraph, forced: Mapping[str, Side] | None = None)
     # The flow is at most the cut of either. Capacities are rounded down, so the flow bounds the true cut from below.
     most = min(everything_on_cpu, max(cut_objective(cost_graph, on_fpga) - constant, 1e-6 * everything_on_cpu))
     scale = (_UNBOUNDED - 1) / most
-    flow, sink_side = _maximum_flow(network, scale)
+    flow, residual = _maximum_flow(_matrix(network, scale))
+    sink_side = _sink_side(residual)
     placement: dict[str, Side] = {
         node.name: "fpga" if i in sink_side else "cpu" for i, node in enumerate(cost_graph.nodes, 2)
     }
@@ -77,6 +79,51 @@ def lower_bound(cost_graph: CostGraph, cut: Cut, forced: Mapping[str, Side] | No
     if "cpu" not in sides and all(node.fpga is not None for node in cost_graph.nodes):
         bounds.append(objective(cost_graph, {node.name: "fpga" for node in cost_graph.nodes}))
     return min(bounds)
+
+
+def side_cuts(cost_graph: CostGraph, forced: Mapping[str, Side] | None = None) -> dict[str, dict[Side, float]]:
+    """For each node and side a bound below the `cut_objective` of every placement with the node there.
+
+    Infinite where it cannot be there. The flow of the minimum cut is kept, and only what forcing a node adds is found.
+    """
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import maximum_flow
+
+    sides = forced or {}
+    best = minimum_cut(cost_graph, sides)
+    bounds: dict[str, dict[Side, float]] = {
+        node.name: {"cpu": math.inf, "fpga": math.inf, best.placement[node.name]: best.lower_bound}
+        for node in cost_graph.nodes
+    }
+    moves: dict[str, tuple[int, int]] = {}  # the edge that is unbounded where the node is forced to its other side
+    for number, node in enumerate(cost_graph.nodes, 2):
+        if node.name not in sides and node.fpga is not None:
+            moves[node.name] = (0, number) if best.placement[node.name] == "fpga" else (number, 1)
+    if not moves:
+        return bounds
+    adds = {node.name: node.cpu + (node.fpga or 0.0) for node in cost_graph.nodes}  # no less than what moving it does
+    for tensor in cost_graph.tensors:
+        for name in {*tensor.consumers, *([] if tensor.producer is None else [tensor.producer])}:
+            adds[name] += tensor.to_fpga + tensor.to_cpu
+    for pair in cost_graph.pairs:
+        adds[pair.first] += pair.saves
+        adds[pair.second] += pair.saves
+    network, constant = _network(cost_graph, sides)
+    most = best.lower_bound + best.error - constant + max(adds.values())
+    if most <= 0:  # nothing costs anything
+        return {name: {side: constant for side in there if there[side] < math.inf} for name, there in bounds.items()}
+    scale = (_UNBOUNDED - 1) / most
+    flow, residual = _maximum_flow(_matrix(network, scale))
+    entries = residual.tocoo()
+    left = np.minimum(entries.data, _UNBOUNDED)  # no more can flow, and scipy's sums stay within int32
+    known = {edge: int(there) for edge, there in zip(zip(entries.row, entries.col, strict=True), left, strict=True)}
+    for name, (start, end) in moves.items():
+        starts, ends = np.append(entries.row, start), np.append(entries.col, end)
+        room = np.append(left, np.int32(_UNBOUNDED - known.get((start, end), 0)))
+        more = maximum_flow(csr_array((room, (starts, ends)), shape=residual.shape), 0, 1).flow_value
+        other: Side = "cpu" if best.placement[name] == "fpga" else "fpga"
+        bounds[name][other] = constant + (flow + int(more)) / scale
+    return bounds
 
 
 _Network = dict[tuple[int, int], float]
@@ -128,21 +175,31 @@ def _network(cost_graph: CostGraph, forced: Mapping[str, Side]) -> tuple[_Networ
     return network, -math.fsum([pair.saves for pair in cost_graph.pairs])
 
 
-def _maximum_flow(network: _Network, scale: float) -> tuple[int, frozenset[int]]:
-    """The flow through `network` with capacities floor(capacity · scale), and the smallest sink side of a minimum cut.
-
-    That side holds the nodes that still reach the sink in the residual network; it does not depend on which of the
-    maximum flows was found.
-    """
+def _matrix(network: _Network, scale: float) -> Any:
+    """Capacities floor(capacity · scale) as a csr_array; 0 is the source, 1 the sink."""
     from scipy.sparse import csr_array
-    from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
     edges = sorted(network)
     capacities = [_UNBOUNDED if (c := network[edge] * scale) >= _UNBOUNDED else int(c) for edge in edges]
     size = 1 + max(max(edge) for edge in edges)
     starts, ends = zip(*edges, strict=True)
-    matrix = csr_array((np.array(capacities, dtype=np.int32), (starts, ends)), shape=(size, size))
+    return csr_array((np.array(capacities, dtype=np.int32), (starts, ends)), shape=(size, size))
+
+
+def _maximum_flow(matrix: Any) -> tuple[int, Any]:
+    """The maximum flow from 0 to 1 and what capacity it leaves, as a csr_array."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import maximum_flow
+
     result = maximum_flow(matrix, 0, 1)
-    residual = csr_array((matrix - result.flow).T)
+    residual = csr_array(matrix - result.flow)
     residual.eliminate_zeros()
-    return int(result.flow_value), frozenset(breadth_first_order(residual, 1, return_predecessors=False).tolist())
+    return int(result.flow_value), residual
+
+
+def _sink_side(residual: Any) -> frozenset[int]:
+    """The smallest sink side of a minimum cut: what still reaches the sink. It is the same for all maximum flows."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import breadth_first_order
+
+    return frozenset(breadth_first_order(csr_array(residual.T), 1, return_predecessors=False).tolist())

@@ -117,10 +117,8 @@ def _bounds(problem: Problem) -> tuple[_Sided, _Sided]:
     fitting = problem.capacity is None or weight_of(graph, graph.node_of) <= problem.capacity
     price = 0.0 if fitting else capacity_price(problem)[0]
     bounds = side_bounds(problem, price)
-    both: list[tuple[str, Side]] = [(name, side) for name in graph.node_of for side in problem.sides(name)]
-    if bounds is None:
-        return dict.fromkeys(both, -math.inf), {}
     paid = 0.0 if fitting or problem.capacity is None else price * problem.capacity
+    both: list[tuple[str, Side]] = [(name, side) for name in graph.node_of for side in problem.sides(name)]
     lower = {(name, side): bounds.lower[name][side] - paid for name, side in both}
     upper = {(name, side): bounds.upper[name][side] for name, side in both if fitting}
     return {key: bound for key, bound in lower.items() if bound < math.inf}, upper

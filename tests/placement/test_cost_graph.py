@@ -95,6 +95,14 @@ def test_a_cpu_node_before_the_second_segment_alone_shares_the_only_cpu_piece():
     assert found == {"f1": 1, "c2": 2, "side": 2, "f3": 3}
 
 
+def test_an_edge_beside_a_longer_way_does_not_decide_phases():
+    nodes = tuple(CostNode(name, 1.0, 1.0) for name in "abc")
+    tensors = (CostTensor("x", "a", ("b", "c"), 0.0, 0.0), CostTensor("y", "b", ("c",), 0.0, 0.0))
+    graph = CostGraph(nodes, tensors)
+    assert graph.predecessors["c"] == ("a", "b")
+    assert graph.direct_predecessors == {"a": (), "b": ("a",), "c": ("b",)}
+
+
 def test_a_limit_decides_between_labellings_of_equally_many_phases():
     nodes = tuple(CostNode(name, 1.0, 1.0) for name in ("c1", "f1", "f2", "c2"))
     tensors = (CostTensor("a", "c1", ("f1",), 0.0, 0.0), CostTensor("b", "f2", ("c2",), 0.0, 0.0))

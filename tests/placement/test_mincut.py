@@ -6,7 +6,7 @@ import random
 import pytest
 
 from fpgasim.placement.cost_graph import CostGraph, CostNode, CostTensor, Pair, cut_objective, objective
-from fpgasim.placement.mincut import lower_bound, minimum_cut
+from fpgasim.placement.mincut import lower_bound, minimum_cut, side_cuts
 
 from .random_graphs import placements, random_cost_graph
 
@@ -81,3 +81,32 @@ def test_costs_of_very_different_sizes_are_still_cut_exactly_enough():
 def test_the_same_graph_gives_the_same_cut_again():
     graph = random_cost_graph(random.Random(7), nodes=60)
     assert minimum_cut(graph) == minimum_cut(graph)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_forced_nodes_stay_and_the_rest_is_the_best_of_all_placements(seed):
+    rng = random.Random(2000 + seed)
+    for _ in range(8):
+        graph = random_cost_graph(rng, nodes=rng.randint(1, 7))
+        forced = {n.name: "cpu" if n.fpga is None else rng.choice(["cpu", "fpga"]) for n in graph.nodes[::3]}
+        kept = [p for p in placements(graph) if all(p[name] == side for name, side in forced.items())]
+        cut = minimum_cut(graph, forced)
+        assert cut.placement in kept
+        best = min(cut_objective(graph, p) for p in kept)
+        assert cut_objective(graph, cut.placement) == pytest.approx(best, rel=1e-6, abs=1e-6)
+        assert cut.lower_bound <= best + 1e-12
+        assert lower_bound(graph, cut, forced) <= min(objective(graph, p) for p in kept) + 1e-12
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_cut_with_a_node_on_a_side_bounds_all_placements_that_have_it_there(seed):
+    rng = random.Random(3000 + seed)
+    for _ in range(8):
+        graph = random_cost_graph(rng, nodes=rng.randint(1, 7))
+        forced = {n.name: "cpu" for n in graph.nodes[1::4]}
+        kept = [p for p in placements(graph) if all(p[name] == side for name, side in forced.items())]
+        for name, bounds in side_cuts(graph, forced).items():
+            for side, bound in bounds.items():
+                best = min((cut_objective(graph, p) for p in kept if p[name] == side), default=float("inf"))
+                assert bound == pytest.approx(best, rel=1e-5, abs=1e-5)
+                assert bound <= best + 1e-12

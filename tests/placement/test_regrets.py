@@ -87,6 +87,34 @@ def test_many_nodes_are_settled_at_once():
         assert found[name].objective == pytest.approx(again.objective, rel=1e-6)
 
 
+def dense(layers):
+    """Each node reads all before it, so that all of them wait until the end."""
+    names = [f"n{i}" for i in range(layers)]
+    nodes = tuple(CostNode(name, 2.0, 1.0 + i % 2 / 4, 1) for i, name in enumerate(names))
+    tensors = tuple(
+        CostTensor(f"t{i}", name, tuple(names[i + 1 :]), 0.125, 0.25, i == layers - 1) for i, name in enumerate(names)
+    )
+    return CostGraph(nodes, tensors, launch=0.25, cpu_call=0.5)
+
+
+def test_a_graph_too_wide_for_any_number_of_phases_is_settled_by_few_and_cuts():
+    graph = dense(24)
+    solution = solve(graph)
+    found = counterfactuals(graph, solution, time_limit=0.0)
+    assert all(there.exact for there in found.values())
+    for name in ("n0", "n7", "n23"):
+        again = solve(graph, "milp", force={name: found[name].side})
+        assert found[name].objective == pytest.approx(again.objective, rel=1e-6)
+
+
+def test_a_graph_too_wide_for_even_that_is_solved_node_by_node():
+    graph = dense(40)
+    solution = solve(graph)
+    found = counterfactuals(graph, solution, time_limit=1.0)
+    assert all(there.lower_bound <= there.objective < math.inf for there in found.values())
+    assert all(there.lower_bound >= solution.lower_bound - 1e-6 for there in found.values())
+
+
 def test_what_the_time_does_not_do_for_is_bounded_and_says_so():
     graph = ladder(40)
     solution = solve(graph, capacity=30, time_limit=20.0)
