@@ -103,7 +103,7 @@ def _counterfactual(side: Side, lower: float | None, upper: float | None) -> Cou
 
 
 def _close(lower: float | None, upper: float | None) -> bool:
-    return lower is not None and upper is not None and upper - lower <= EXACT * abs(upper)
+    return lower is not None and upper is not None and upper < math.inf and upper - lower <= EXACT * abs(upper)
 
 
 def _note_cost(upper: _Sided, placement: Placement, cost: float) -> None:
