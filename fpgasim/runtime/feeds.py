@@ -16,7 +16,7 @@ Array = npt.NDArray[Any]
 
 
 def check_feeds(inputs: Sequence[Tensor], feeds: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
-    """The fed arrays by name, of the dtypes that `inputs` declare.
+    """The fed arrays by name, of the dtypes that `inputs` declare; lists of arrays for sequences, None for nothing.
 
     Floating-point numbers of another precision are converted, and whole numbers of another size if they fit; nothing
     else is. Raises InputError naming the input, what was fed and what would do. Symbolic dimensions take any size;
