@@ -30,8 +30,7 @@ from fpgasim.placement.plan import (
 )
 from fpgasim.placement.problem import Weights
 from fpgasim.placement.solving import Algorithm, Maker, forced_sides, solve
-from fpgasim.placement.wording import milliseconds
-from fpgasim.report.text import plural
+from fpgasim.placement.wording import milliseconds, plural
 
 
 def partition(
