@@ -8,6 +8,7 @@ import io
 import os
 import re
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +19,13 @@ import numpy as np
 from fpgasim.errors import InputError, ModelError
 from fpgasim.graph import Graph
 from fpgasim.service.steps import (
+    DEVICE,
+    FORMAT,
     Array,
     Machine,
     Pace,
     Step,
+    Target,
     TensorSpec,
     VirtualFpga,
     cpu_step,
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     from fpgasim.numerics import BlockFormat
     from fpgasim.placement import Plan
     from fpgasim.placement.plan import Objective
+    from fpgasim.service.pipeline import ModelDefinition
     from fpgasim.zoo import Network
 
 __all__ = [
@@ -51,7 +56,6 @@ __all__ = [
     "servable",
 ]
 
-DEVICE, FORMAT = "bw_a10", "bw_1s5e5m"
 #: What Azure's clients of 2018 call the one input and the one output of every service.
 IMAGES, OUTPUT_ALIAS = "images", "output_alias"
 #: What TensorFlow called the encoded pictures, and so what Azure's clients of 2019 send.
@@ -241,7 +245,7 @@ class Servable:
 
 
 def servable(
-    source: str | os.PathLike[str] | Graph | Plan,
+    source: str | os.PathLike[str] | Graph | Plan | ModelDefinition,
     *,
     name: str | None = None,
     version: int = 1,
@@ -261,6 +265,7 @@ def servable(
       `classifier/resnet_v1_50/predictions/Softmax:0`, …), also where the variant is another library's.
     - A Graph, or the path of an ONNX file: that network, planned by `objective`, under its own tensor names.
     - A Plan, or the path of one that was saved: as it was planned, whatever `device`, `format` and `objective` say.
+    - A ModelDefinition, or the path of one that was saved: its stages; those that say no device or format have these.
 
     Files are told by what is in them; a folder stands for the one model file in it. With one input and one output these
     also go by `images` and `output_alias`. Raises ModelError for a file that is none of these, InputError for
@@ -268,22 +273,29 @@ def servable(
     """
     from fpgasim import zoo
     from fpgasim.placement import Plan, partition
+    from fpgasim.service.pipeline import ModelDefinition
 
     if isinstance(source, str) and source in zoo.NETWORKS:
         return _network(source, name or source, version, device, format, objective, weights, seed, fpga)
     if weights is not None:
         raise InputError(f"weights={_short(weights)}; only a network of the zoo takes them, and {source!r} has its own")
-    default = source.name if isinstance(source, Graph) else None
+    default = source.name if isinstance(source, Graph | ModelDefinition) else None
     if isinstance(source, str | os.PathLike):
         path = model_file(source)
         default = Path(source).stem
         source = open_source(path)
+    if isinstance(source, ModelDefinition):
+        title = name or _as_name(source.name or default or "")
+        return source.servable(Target(device, format, objective), name=title, version=version, fpga=fpga)
     if isinstance(source, Graph):
         plan = partition(source, device, format, objective=objective)
     elif isinstance(source, Plan):
         plan = source
     else:
-        raise InputError(f"servable takes a network's name, a path, a Graph or a Plan; got {type(source).__name__}")
+        raise InputError(
+            f"a {type(source).__name__} cannot be served; "
+            "the name of a network, a path, a Graph, a Plan or a ModelDefinition would do"
+        )
     title = name or _as_name(default or plan.source_graph.name)
     step = own_names(fpga_step(plan, "fpga"))
     return Servable(title, version, [step], Signature.of(step.inputs, step.outputs), fpga=fpga)
@@ -306,22 +318,24 @@ def model_file(path: str | os.PathLike[str]) -> Path:
     return found
 
 
-def open_source(path: Path) -> Graph | Plan:
-    """What the file at `path` holds, told by its contents: a plan or an ONNX model.
+def open_source(path: Path) -> Graph | Plan | ModelDefinition:
+    """What the file at `path` holds, told by its contents: a pipeline, a plan or an ONNX model.
 
     Raises ModelError for anything else.
     """
     from fpgasim.graph import load
     from fpgasim.placement import Plan
+    from fpgasim.service.pipeline import ModelDefinition
 
     try:
         with path.open("rb") as file:
             is_zip = file.read(len(_ZIP)) == _ZIP
-    except (OSError, ValueError, NotImplementedError) as error:
+        entries = zipfile.ZipFile(path).namelist() if is_zip else []
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise ModelError(f"model file {str(path)!r} cannot be read: {error}") from error
     if not is_zip:
         return load(path)
-    return Plan.load(path)
+    return Plan.load(path) if "plan.json" in entries else ModelDefinition.load(path)
 
 
 def own_names(step: Step) -> Step:
@@ -338,7 +352,7 @@ def warn_seeded(network: str, seed: int) -> None:
     warnings.warn(
         f"{network} has random weights (seed {seed}): its answers mean nothing until it is given weights",
         SeededWeightsWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

@@ -7,7 +7,7 @@ import io
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -17,7 +17,10 @@ from fpgasim.graph import Graph, Tensor
 from fpgasim.zoo.decoding import MAX_PIXELS
 
 if TYPE_CHECKING:
+    from fpgasim.npu import Device
+    from fpgasim.numerics import BlockFormat
     from fpgasim.placement import Plan
+    from fpgasim.placement.plan import Objective
     from fpgasim.zoo import AzurePreprocessing, Preprocessing
 
 Array = np.ndarray[Any, Any]
@@ -27,6 +30,18 @@ LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 #: `host`: as quick as this machine. `hardware`: the engine stays busy for as long as the simulated one would.
 Pace = Literal["host", "hardware"]
 PACES: tuple[Pace, ...] = get_args(Pace)
+
+
+DEVICE, FORMAT = "bw_a10", "bw_1s5e5m"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is planned for, and to which end, where nothing else is said."""
+
+    device: str | Device = DEVICE
+    format: str | BlockFormat = FORMAT
+    objective: Objective = "coverage"
 
 
 @dataclass(frozen=True)
@@ -117,8 +132,8 @@ def preprocessing_step(spec: AnyPreprocessing, layout: Layout, name: str) -> Ste
         if not batch:
             raise InputError("the batch holds no picture; at least one would do")
         made = batch[0] if len(batch) == 1 else np.concatenate(batch)
-        if layout == "NHWC":
-            made = np.ascontiguousarray(made.transpose(0, 2, 3, 1))
+        if layout == "NHWC":  # a view: the FPGA's stage turns it back
+            made = made.transpose(0, 2, 3, 1)
         return Done({"tensors": made}, time.perf_counter() - start)
 
     return Step(name, (images,), (tensors,), run, takes_pictures=True)
@@ -178,6 +193,32 @@ def fpga_step(plan: Plan, name: str) -> Step:
         return Done(made, time.perf_counter() - start, cycles, fpga_seconds)
 
     return Step(name, specs(graph.inputs, graph), specs(graph.outputs, graph), run, plan)
+
+
+def in_layout(step: Step, layout: Layout) -> Step:
+    """`step`, whose tensors of four dimensions are (n, c, h, w), with these coming and going in `layout`."""
+    if layout == "NCHW":
+        return step
+    turned = {spec.name for spec in (*step.inputs, *step.outputs) if spec.shape is not None and len(spec.shape) == 4}
+
+    def run(feeds: Mapping[str, Array], machine: Machine) -> Done:
+        inside = {name: array.transpose(0, 3, 1, 2) if name in turned else array for name, array in feeds.items()}
+        done = step.run(inside, machine)
+        outside = {name: a.transpose(0, 2, 3, 1) if name in turned else a for name, a in done.outputs.items()}
+        return replace(done, outputs=outside)
+
+    def seen(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        return tuple(laid_out(spec, layout) for spec in specs)
+
+    return replace(step, inputs=seen(step.inputs), outputs=seen(step.outputs), run=run)
+
+
+def laid_out(spec: TensorSpec, layout: Layout) -> TensorSpec:
+    """The spec of an (n, c, h, w) tensor in `layout`; one of other dimensions as it is."""
+    if layout == "NCHW" or spec.shape is None or len(spec.shape) != 4:
+        return spec
+    n, c, h, w = spec.shape
+    return replace(spec, shape=(n, h, w, c))
 
 
 #: Input shapes whose simulated time is remembered.

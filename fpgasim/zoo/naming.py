@@ -111,7 +111,7 @@ def match_named(
     the network, a warning is logged. Raises WeightsError where no naming fits or two fit equally, else as
     `match_weights` does, with the library's names.
     """
-    naming, given = _recognise(parameters, arrays, namings, what)
+    naming, given = _recognise({**parameters, **(rest or {})}, arrays, namings, what)
     if naming.network not in ("", network):
         message = "%s: the names are those of %s, whose own weights belong to %s; load that one unless yours differ"
         logging.getLogger(__name__).warning(message, what, naming.library, naming.network)
