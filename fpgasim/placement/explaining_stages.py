@@ -105,7 +105,7 @@ def explain_pipeline(plan: Plan, transfers: tuple[Transfer, ...]) -> PipelineExp
                 streamed=streamed,
                 receives=receives,
                 seconds=whole.stage_s[i],
-                reason=_reason(plan, i),
+                reason=border_reason(plan, i),
                 earlier_s=_moved_border(plan, i, -1),
                 later_s=_moved_border(plan, i, 1),
             )
@@ -144,7 +144,7 @@ def _fits(plan: Plan, names: tuple[str, ...]) -> bool:
     return used <= there
 
 
-def _reason(plan: Plan, i: int) -> str:
+def border_reason(plan: Plan, i: int) -> str:
     """Why stage `i` begins where it does: what the device before it cannot hold, or the costs."""
     if i == 0:
         return "the first nodes"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from fpgasim.errors import InputError, PlacementError
 from fpgasim.placement.explaining import steps_of
+from fpgasim.placement.explaining_stages import border_reason
 from fpgasim.placement.timing import Transfer, plan_transfers
 from fpgasim.placement.wording import milliseconds, plural
 
@@ -69,6 +70,8 @@ def _lines(plan: Plan) -> Iterator[str]:
         fill, border = _BOXES[step.kind]
         device = f" device {step.on_device}" if step.on_device else ""
         title = f"{i + 1} {step.kind.upper()}{device}: {plural(len(step.nodes), 'node')}, {milliseconds(step.seconds)}"
+        if step.on_device > 1:
+            title += f"\\l{_text(border_reason(plan, step.on_device - 1))}\\l"
         yield f'subgraph cluster{i} {{ label="{title}"; labeljust=l; fontsize=11; fontcolor="#37474f";'
         yield f'  style="filled,rounded"; fillcolor="{fill}"; color="{border}";'
         yield from (f"  {ids[name]} [{_node(plan, decisions[name])}];" for name in step.nodes)

@@ -256,6 +256,7 @@ def test_an_export_has_a_function_for_each_device(tmp_path):
 def test_the_picture_has_a_box_for_each_device():
     dot = planned().to_dot()
     assert all(f"FPGA device {i}:" in dot for i in range(1, 7))
+    assert all(rf"\lcapacity: conv{3 * i} (" in dot and f"does not fit on device {i}" in dot for i in range(1, 6))
 
 
 def test_the_commands_show_stages_latency_and_throughput_apart(tmp_path, monkeypatch):
