@@ -3,8 +3,8 @@
 ```python``` blocks of a page are run one after another in one namespace; what they print must be the ```text``` block
 that follows at once, if there is one. In ```console``` blocks each `$ fpgasim …` line is run and the lines up to the
 next `$` must be its output. `...` in expected output stands for anything. Blocks of another language are not run: `py`
-is Python that needs the network. The programs in docs/examples/ are run too; what they print must be the .txt file
-beside them. All run in a folder with the files of `sandbox`.
+is Python that needs the network or PyTorch. The programs in docs/examples/ are run too; what they print must be the
+.txt file beside them. All run in a folder with the files of `sandbox`.
 """
 
 import contextlib

@@ -15,7 +15,7 @@ GRPC = {"INTERNAL", "INVALID_ARGUMENT", "FAILED_PRECONDITION", "UNAVAILABLE", "N
 def error_classes() -> list[type[FpgasimError]]:
     """FpgasimError and all that descend from it, wherever in the package they are defined."""
     for module in pkgutil.walk_packages(fpgasim.__path__, "fpgasim."):
-        if "._" not in module.name:
+        if "._" not in module.name and not module.name.startswith("fpgasim.torch"):  # PyTorch is not here
             importlib.import_module(module.name)
     found, queue = [], [FpgasimError]
     while queue:

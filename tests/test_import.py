@@ -29,3 +29,11 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
     with pytest.raises(AttributeError, match="has no attribute 'brainwave'"):
         fpgasim.brainwave  # noqa: B018
+
+
+def test_without_pytorch_its_room_says_in_one_line_what_to_install() -> None:
+    code = "import sys; sys.modules['torch'] = None; import fpgasim.torch"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.returncode == 1
+    assert answer.stderr.splitlines()[-1] == "ImportError: fpgasim.torch needs PyTorch: pip install 'fpgasim[torch]'"
+    assert "During handling" not in answer.stderr

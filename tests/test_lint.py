@@ -26,6 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "bench": {"runtime", "placement", "compiler", "npu", "graph", "ops", "kernels", "numerics", "zoo"},
     "service": {"runtime", "placement", "compiler", "npu", "graph", "ops", "kernels", "numerics", "zoo", "machine"},
     "onnx_backend": {"runtime", "placement", "graph"},
+    "torch": {"compiler", "npu", "graph", "ops", "kernels", "numerics"},
     "report": {"runtime", "placement", "compiler", "npu", "graph", "ops", "kernels", "numerics", "zoo", "machine"},
 }
 #: Nothing imports these but each other and the entry points.
