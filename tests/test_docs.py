@@ -2,9 +2,10 @@
 
 ```python``` blocks of a page are run one after another in one namespace; what they print must be the ```text``` block
 that follows at once, if there is one. In ```console``` blocks each `$ fpgasim …` line is run and the lines up to the
-next `$` must be its output. `...` in expected output stands for anything. Blocks of another language are not run: `py`
-is Python that needs the network or PyTorch. The programs in docs/examples/ are run too; what they print must be the
-.txt file beside them. All run in a folder with the files of `sandbox`.
+next `$` must be its output. `...` in expected output stands for anything. Of ```sh``` blocks only those files are made
+that `cat > NAME <<'END'` makes. Blocks of another language are not run: `py` is Python that needs the network or
+PyTorch. The programs in docs/examples/ are run too; what they print must be the .txt file beside them. All run in a
+folder with the files of `sandbox`.
 """
 
 import contextlib
@@ -105,7 +106,12 @@ def test_the_python_of_a_page_runs_and_prints_what_the_page_says(page: Path) -> 
 @pytest.mark.usefixtures("sandbox")
 @pytest.mark.parametrize("page", runnable("console"))
 def test_the_commands_of_a_page_print_what_the_page_says(page: Path) -> None:
-    for block in (b for b in blocks(page) if b.language == "console"):
+    for block in blocks(page):
+        if block.language == "sh":
+            for name, text in re.findall(r"^cat > (\S+) <<'END'\n(.*?)^END$", block.text, re.MULTILINE | re.DOTALL):
+                Path(name).write_text(text)
+        if block.language != "console":
+            continue
         for command, expected in commands(block):
             program, *arguments = shlex.split(command, comments=True)
             assert program == "fpgasim", (
