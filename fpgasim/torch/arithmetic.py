@@ -31,7 +31,7 @@ class PointwiseUnit(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")
         rule = RULES.get(name.removesuffix("_"))
-        if rule is None or "out" in kwargs or not _is_image_or_rows(args[0]):
+        if rule is None or "out" in kwargs or not any(map(_is_image_or_rows, args[:2])):
             return func(*args, **kwargs)
         result = rule(self, func, *args, **kwargs)
         return args[0].copy_(result) if name.endswith("_") else result
@@ -42,12 +42,15 @@ class PointwiseUnit(TorchDispatchMode):
             x.detach().numpy() if isinstance(x, torch.Tensor) else np.array([x], np.float32), self.kind
         )
 
-    def takes(self, x: Any, shape: torch.Size) -> bool:
-        """Whether `x` can be an operand beside a tensor of `shape`: one as large, or constants for its channels."""
+    def takes(self, x: Any, beside: Any) -> bool:
+        """Whether `x` can be an operand beside a tensor: one as large, or constants for its channels."""
+        if not _is_image_or_rows(beside):
+            return False
         if not isinstance(x, torch.Tensor):
             return True
         if x.dtype != torch.float32:
             return False
+        shape = beside.shape
         if x.shape == shape:
             return True
         aligned = (1,) * (len(shape) - x.ndim) + tuple(x.shape)
@@ -62,7 +65,7 @@ def _storage(x: torch.Tensor) -> int:
 def _is_image_or_rows(x: Any) -> bool:
     """Whether `x`, or each of a list, is what the engine's tensors are: float32 of rank 2 or 4."""
     tensors = x if isinstance(x, list | tuple) else [x]
-    return all(
+    return bool(tensors) and all(
         isinstance(t, torch.Tensor) and t.dtype == torch.float32 and t.ndim in (2, 4) and t.device.type == "cpu"
         for t in tensors
     )
@@ -74,7 +77,7 @@ def _tensor(x: Array) -> torch.Tensor:
 
 def _binary(compute: Callable[[Array, Array, Pointwise], Array]) -> Callable[..., torch.Tensor]:
     def rule(engine: PointwiseUnit, func: Any, x: torch.Tensor, y: Any, alpha: float = 1) -> torch.Tensor:
-        if not engine.takes(y, x.shape) and not (isinstance(y, torch.Tensor) and engine.takes(x, y.shape)):
+        if not engine.takes(y, x) and not engine.takes(x, y):
             result: torch.Tensor = func(x, y) if alpha == 1 else func(x, y, alpha=alpha)
             return result
         operand = engine.entered(y)
@@ -101,9 +104,10 @@ def _relu(engine: PointwiseUnit, func: Any, x: torch.Tensor) -> torch.Tensor:
     return _tensor(unit.relu(engine.entered(x)))
 
 
-def _clip(
-    engine: PointwiseUnit, func: Any, x: torch.Tensor, low: float | None = None, high: float | None = None
-) -> torch.Tensor:
+def _clip(engine: PointwiseUnit, func: Any, x: torch.Tensor, low: Any = None, high: Any = None) -> torch.Tensor:
+    if isinstance(low, torch.Tensor) or isinstance(high, torch.Tensor):
+        result: torch.Tensor = func(x, low, high)
+        return result
     bounds = [engine.entered(-np.inf if low is None else low), engine.entered(np.inf if high is None else high)]
     return _tensor(unit.clip(engine.entered(x), float(bounds[0][0]), float(bounds[1][0])))
 
