@@ -22,6 +22,7 @@ from fpgasim.cli import (
     partitioning,
     programs,
     reports,
+    serving,
     speed,
     zoo,
 )
@@ -37,6 +38,7 @@ COMMANDS = {
         zoo.zoo,
         models.demo,
     ),
+    "Service": (serving.serve,),
     "Numbers": (numbers.quantize,),
     "Programs of the engine": (emission.emit, programs.asm, programs.disasm),
     "Speed": (speed.bench,),

@@ -26,6 +26,8 @@ _HOMES = {
     "Result": "servables",
     "SeededWeightsWarning": "servables",
     "Servable": "servables",
+    "Server": "server",
+    "ServerConfig": "server",
     "Session": "symbolic",
     "Signature": "servables",
     "SsdVgg": "models",

@@ -1,0 +1,118 @@
+"""How much is let in: calls that are received, that wait and that run; the rest is refused at once."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from fpgasim.errors import FpgasimError
+
+#: A call whose message takes longer than this may lose its place to one that finds none.
+_PATIENCE_S = 1.0
+#: What a refused caller is told to wait, in milliseconds.
+_PUSHBACK_MS = (20, 10_000)
+
+
+class Refusal(FpgasimError):
+    """What a caller gets instead of an answer: the name of a gRPC status, a text, and when to come again, if ever."""
+
+    def __init__(self, code: str, text: str, pushback_ms: int | None = None) -> None:
+        super().__init__(text)
+        self.code, self.text, self.pushback_ms = code, text, pushback_ms
+
+
+class Ticket:
+    """The place of one call, from its first byte to its last."""
+
+    def __init__(self, admission: Admission, cancel: Callable[[], None]) -> None:
+        self._admission, self.cancel = admission, cancel
+        self.receiving = True
+        self.since = time.monotonic()
+
+    def receive(self) -> None:
+        """Says that the call waits for a message, as it does when it comes."""
+        self.since, self.receiving = time.monotonic(), True
+
+    def received(self) -> None:
+        """Says that its message is there."""
+        self.receiving = False
+
+    @contextlib.contextmanager
+    def running(self, deadline: float, alive: Callable[[], bool]) -> Iterator[None]:
+        """Waits for its turn to run. Raises Refusal if the `deadline` (of time.monotonic) passes before, or the caller
+        has gone."""
+        turns = self._admission.turns
+        if not turns.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise Refusal("DEADLINE_EXCEEDED", "the deadline passed while the call waited for its turn")
+        try:
+            if not alive():
+                raise Refusal("CANCELLED", "the caller went away while the call waited for its turn")
+            start = time.monotonic()
+            yield
+            self._admission.took(time.monotonic() - start)
+        finally:
+            turns.release()
+
+
+class Admission:
+    """At most `running` calls run and `waiting` more are received or wait for their turn.
+
+    A call has `receive_s` for its message to come. Where all places are taken, the one that has waited longest for its
+    message loses it if that has taken a second already: so slow callers do not keep others out.
+    """
+
+    def __init__(self, running: int, waiting: int, receive_s: float) -> None:
+        self.turns = threading.BoundedSemaphore(running)
+        self.places = running + waiting
+        self._running, self._receive_s = running, receive_s
+        self._lock = threading.Lock()
+        self._inside: dict[Ticket, None] = {}  # in the order in which they came
+        self._seconds = 0.0
+
+    def __len__(self) -> int:
+        return len(self._inside)
+
+    @contextlib.contextmanager
+    def admitted(self, cancel: Callable[[], None]) -> Iterator[Ticket]:
+        """The place of a call; `cancel` ends it from outside. Raises Refusal (RESOURCE_EXHAUSTED) if there is none."""
+        ticket = Ticket(self, cancel)
+        with self._lock:
+            loser = self._slowest(_PATIENCE_S) if len(self._inside) >= self.places else None
+            if loser is not None:
+                del self._inside[loser]
+            if len(self._inside) >= self.places:
+                raise Refusal(
+                    "RESOURCE_EXHAUSTED",
+                    f"all {self.places} places for calls are taken; come again later",
+                    self._pushback_ms(),
+                )
+            self._inside[ticket] = None
+        if loser is not None:
+            loser.cancel()
+        try:
+            yield ticket
+        finally:
+            with self._lock:
+                self._inside.pop(ticket, None)
+
+    def sweep(self) -> None:
+        """Cancels the calls whose message has not come in time; a thread of the server does so again and again."""
+        with self._lock:
+            late = [t for t in self._inside if t.receiving and time.monotonic() - t.since > self._receive_s]
+        for ticket in late:
+            ticket.cancel()
+
+    def took(self, seconds: float) -> None:
+        """Remembers what a call took, to tell others how long to wait."""
+        with self._lock:
+            self._seconds += (seconds - self._seconds) / 8
+
+    def _slowest(self, patience_s: float) -> Ticket | None:
+        slow = [t for t in self._inside if t.receiving and time.monotonic() - t.since > patience_s]
+        return min(slow, key=lambda ticket: ticket.since, default=None)
+
+    def _pushback_ms(self) -> int:
+        shortest, longest = _PUSHBACK_MS
+        return round(min(max(1e3 * self._seconds * len(self._inside) / self._running, shortest), longest))

@@ -1,0 +1,291 @@
+"""`Server`: servables behind one port, for TensorFlow Serving's clients and those of the Open Inference Protocol."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Mapping
+from concurrent import futures
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2
+from grpc_reflection.v1alpha import reflection
+
+from fpgasim.errors import InputError, ServiceError
+from fpgasim.service import auth, tls, wire
+from fpgasim.service.doors import Door, Doorman, Gate, Opens, doors
+from fpgasim.service.hosting import Host, Model
+from fpgasim.service.limits import Admission, Refusal
+from fpgasim.service.metrics import Metrics
+from fpgasim.service.predict import model_service, prediction_service
+from fpgasim.service.servables import Servable
+from fpgasim.service.steps import Pace, VirtualFpga
+
+HEALTH_SERVICE = health.SERVICE_NAME
+#: Places for calls that do not compute: health, metadata, reflection.
+_LIGHT_PLACES = 64
+#: glibc's numbers for mallopt.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+#: How often calls whose message does not come are looked for.
+_SWEEP_S = 0.25
+_SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Where a server listens, whom it lets in and how much.
+
+    `port` 0 takes any free one. With `tls_cert` and `tls_key` (PEM files, followed when they change) it speaks TLS, and
+    with `client_ca` only to callers with a certificate of that CA. With `auth_keys` (primary, secondary or None) or a
+    `keys_file` every call but health needs one of the keys.
+
+    At most `max_concurrent` calls run at a time and `max_queue` more wait; a message may have `max_message_bytes` and
+    has `receive_s` to come; its tensors may take no more when unpacked, its pictures `max_pixels` each when decoded.
+    No call takes longer than `deadline_s`, whatever its caller allows. `pace` is the engine's, `both_names` answers
+    under aliases and tensor names at once. `service` is another name for the whole, as the route header of Azure's
+    clients says it. Models may be loaded by a call (HandleReloadConfigRequest) from under `model_root` alone.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 50051
+    rest_port: int | None = None
+    metrics_port: int | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    client_ca: Path | None = None
+    auth_keys: tuple[str, str | None] | None = None
+    keys_file: Path | None = None
+    max_message_bytes: int = 64 << 20
+    max_pixels: int = 50_000_000
+    max_concurrent: int = 4
+    max_queue: int = 60
+    receive_s: float = 30.0
+    deadline_s: float = 60.0
+    pace: Pace = "host"
+    both_names: bool = False
+    reflection: bool = True
+    service: str | None = None
+    model_root: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, low in (("max_message_bytes", 1024), ("max_pixels", 1), ("max_concurrent", 1), ("max_queue", 0)):
+            if getattr(self, name) < low:
+                raise InputError(f"{name}={getattr(self, name)}; at least {low} would do")
+        for name in ("receive_s", "deadline_s"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name}={getattr(self, name)}; more than 0 would do")
+        for name in ("port", "rest_port", "metrics_port"):
+            port = getattr(self, name)
+            if port is not None and not 0 <= port <= 65535:
+                raise InputError(f"{name}={port}; 0 to 65535 would do")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise InputError("TLS needs both, tls_cert and tls_key; one of them is not given")
+        if self.client_ca is not None and self.tls_cert is None:
+            raise InputError(f"client_ca={str(self.client_ca)!r} needs TLS; give tls_cert and tls_key too")
+        if self.auth_keys is not None and self.keys_file is not None:
+            raise InputError("auth_keys and keys_file are both given; one of them would do")
+
+
+class Server:
+    """Serves `servables` (name -> Servable) as `config` says; more may be put in while it runs."""
+
+    def __init__(self, servables: Mapping[str, Servable], config: ServerConfig | None = None) -> None:
+        self.config = config = ServerConfig() if config is None else config
+        self.metrics = Metrics()
+        self._keys = _keys(config)
+        self._certificate = _certificate(config)
+        self._calls = Admission(config.max_concurrent, config.max_queue, config.receive_s)
+        self._light = Admission(_LIGHT_PLACES, 0, config.receive_s)
+        self._host = Host(
+            VirtualFpga(config.pace),
+            self.metrics,
+            max_pixels=config.max_pixels,
+            max_input_bytes=config.max_message_bytes,
+            both_names=config.both_names,
+            service=config.service,
+        )
+        self._waiting = dict(servables)
+        self._gate = Gate(self._keys, self.metrics, config.deadline_s)
+        self._health = health.HealthServicer()
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._say_health(())
+        self._grpc = self._make_grpc()
+        self.port = 0
+
+    @property
+    def address(self) -> str:
+        """Where it listens, as a gRPC target."""
+        return _address(self.config.host, self.port)
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """What a client has to know: `plain` or `tls`, `client certificate`, `open` or `key`."""
+        asked = ("client certificate",) if self.config.client_ca is not None else ()
+        return ("plain" if self._certificate is None else "tls", *asked, "open" if self._keys is None else "key")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models that are served."""
+        return tuple(self._host.models)
+
+    def start(self) -> int:
+        """The port, once everything is warmed up and answers; until then calls are told UNAVAILABLE.
+
+        Raises ServiceError for a port that cannot be had.
+        """
+        config = self.config
+        self.port = self._bind(config.host, config.port)
+        self._grpc.start()
+        threading.Thread(target=self._sweep, name="fpgasim-sweep", daemon=True).start()
+        for name, servable in self._waiting.items():
+            self.replace(name, servable)
+        self._waiting = {}
+        return self.port
+
+    def replace(self, name: str, servable: Servable) -> None:
+        """Serves `servable` as `name` from now on, once it is warm; calls that are on the old one end there."""
+        self.replace_all({name: Model({servable.version: servable})}, keep=True)
+
+    def replace_all(self, models: Mapping[str, Model], *, keep: bool = False) -> None:
+        """Serves `models` instead of all others, or besides them (`keep`), at once and when all of them are warm."""
+        for name, model in models.items():
+            for servable in model.versions.values():
+                if servable.name != name:
+                    raise InputError(f"servable {servable.name!r} cannot be served as {name!r}; give it that name")
+                self._host.prepare(servable)
+        with self._lock:
+            self._host.models = {**self._host.models, **models} if keep else dict(models)
+            self._say_health(self._host.models)
+
+    def reload_keys(self, primary: str, secondary: str | None = None) -> None:
+        """Exchanges the keys, those in the keys file too; calls that were let in go on.
+
+        Raises InputError for keys that cannot be, and for a server that was started without.
+        """
+        if isinstance(self._keys, auth.Keys):
+            self._keys.replace(primary, secondary)
+        elif isinstance(self._keys, auth.KeysFile) and self.config.keys_file is not None:
+            auth.write_keys(self.config.keys_file, primary, secondary)
+            self._keys.refresh()
+        else:
+            raise InputError("this server was started without keys; start it with some")
+
+    def refresh(self) -> None:
+        """Reads keys and certificates anew where their files have changed."""
+        if isinstance(self._keys, auth.KeysFile):
+            self._keys.refresh()
+        if self._certificate is not None:
+            self._certificate.refresh()
+
+    def drain(self, grace_s: float = 30.0) -> None:
+        """Says NOT_SERVING, takes no more calls, and ends when those that are in are answered or `grace_s` is over."""
+        self._health.enter_graceful_shutdown()
+        self._grpc.stop(grace_s).wait()
+        self._ended.set()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Waits for the end; whether it has come."""
+        return self._ended.wait(timeout_s)
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.drain(0.0)
+
+    def _make_grpc(self) -> Any:
+        config = self.config
+        # A call without a place is refused in no time, so a few threads more than places are enough.
+        workers = self._calls.places + self._light.places + 16
+        server = grpc.server(
+            futures.ThreadPoolExecutor(workers, "fpgasim-call"),
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", config.max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.max_concurrent_streams", 256),
+                ("grpc.server_handshake_timeout_ms", 10_000),
+                # who is silent is asked whether it is there; who asks too often is told to calm down
+                ("grpc.keepalive_time_ms", 60_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ],
+        )
+        host = self._host
+        table = {
+            **doors(wire.PREDICTION_SERVICE, prediction_service(host), self._calls),
+            **doors(wire.MODEL_SERVICE, model_service(host, self._reload), self._light),
+            f"/{HEALTH_SERVICE}/Check": Door(
+                health_pb2.HealthCheckRequest.FromString, self._check, self._light, keyed=False
+            ),
+        }
+        server.add_generic_rpc_handlers((Doorman(table, self._gate),))
+        if config.reflection:
+            names = (wire.PREDICTION_SERVICE, wire.MODEL_SERVICE, HEALTH_SERVICE)
+            reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server, pool=wire.pool())
+        return server
+
+    def _bind(self, host: str, port: int) -> int:
+        address = _address(host, port)
+        try:
+            if self._certificate is None:
+                bound = self._grpc.add_insecure_port(address)
+            else:
+                bound = self._grpc.add_secure_port(address, self._certificate.credentials())
+        except RuntimeError:
+            bound = 0
+        if not bound:
+            raise ServiceError(f"port {port} of {host} cannot be had; another may listen there, or it is not ours")
+        return int(bound)
+
+    def _check(self, request: Any, _: Any) -> Any:
+        status = self._health._server_status.get(request.service)
+        if status is None:
+            raise Refusal("NOT_FOUND", f"no service {request.service!r} here")
+        return health_pb2.HealthCheckResponse(status=status)
+
+    def _say_health(self, names: Any) -> None:
+        status = _SERVING if names else _NOT_SERVING
+        for service in ("", wire.PREDICTION_SERVICE, wire.MODEL_SERVICE, wire.INFERENCE_SERVICE):
+            self._health.set(service, status)
+        for name in names:
+            self._health.set(name, status)
+
+    def _reload(self, config: Any) -> None:
+        raise Refusal("FAILED_PRECONDITION", "this server loads no models by a call; it needs a model_root for that")
+
+    def _sweep(self) -> None:
+        while not self._ended.wait(_SWEEP_S):
+            self._calls.sweep()
+            self._light.sweep()
+
+
+def keep_memory() -> None:
+    """Has this process keep the memory of large messages instead of giving it back to the system after each, where the
+    C library is glibc: halves the processor time of a call. Meant for a process that does nothing but serve."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 256 << 20)
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _keys(config: ServerConfig) -> Opens | None:
+    if config.keys_file is not None:
+        return auth.KeysFile(config.keys_file)
+    return None if config.auth_keys is None else auth.Keys(*config.auth_keys)
+
+
+def _certificate(config: ServerConfig) -> tls.CertificateFiles | None:
+    if config.tls_cert is None or config.tls_key is None:
+        return None
+    return tls.CertificateFiles(config.tls_cert, config.tls_key, config.client_ca)
