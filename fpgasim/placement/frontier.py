@@ -13,8 +13,9 @@ number; a cost that more of them could not undercut is exact.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -50,7 +51,7 @@ def side_bounds(problem: Problem, price: float = 0.0) -> Bounds:
     weights that it would bound costs `price`, so with one (Lagrange's) `lower` − price · capacity is a bound and
     `upper` none.
     """
-    steps = frontier_steps(problem)
+    steps = frontier_steps(problem, narrow_order(problem.cost_graph))
     free = _marginals(problem, steps, price, None)
     if free is not None and not problem.phased:
         return Bounds(free, free)
@@ -96,7 +97,7 @@ def fixed_cost(graph: CostGraph, start: int, highest: int) -> float:
     return sum(graph.launch if phase % 2 else graph.cpu_call for phase in used)
 
 
-def _narrow_order(graph: CostGraph) -> list[str]:
+def narrow_order(graph: CostGraph) -> list[str]:
     """A topological order that keeps few nodes waiting for readers and pairs: always the ready node that leaves fewest.
 
     Of equals the one that became ready last, so a branch is followed to its end.
@@ -136,7 +137,7 @@ def _narrow_order(graph: CostGraph) -> list[str]:
     return order
 
 
-_Kind = Literal["last", "phase", "side", "moved"]
+Kind = Literal["last", "phase", "side", "moved"]
 
 
 @dataclass
@@ -146,7 +147,7 @@ class Step:
     `reads`: (row of the producer, row of "moved already", seconds up, seconds down) of each tensor; `pairs`: (row of
     the other node, saves, the kind is overlap, this node is the second); `keep`: (row, only its side still matters).
     The node itself gets a row if it `waits` for others, of its side only if `reduced`, and so do `made` of its tensors.
-    `down` are the seconds of its outputs to the CPU; `kinds`: what each row after it holds.
+    `down` are the seconds of its outputs to the CPU; `rows`: what each row after it holds and of which node or tensor.
     """
 
     name: str
@@ -154,7 +155,7 @@ class Step:
     pairs: list[tuple[int, float, bool, bool]]
     reads: list[tuple[int, int, float, float]] = field(default_factory=list)
     keep: list[tuple[int, bool]] = field(default_factory=list)
-    kinds: list[_Kind] = field(default_factory=list)
+    rows: list[tuple[Kind, str]] = field(default_factory=list)
     waits: bool = False
     reduced: bool = False
     is_read: bool = True
@@ -162,13 +163,30 @@ class Step:
     made: int = 0
 
 
-def frontier_steps(problem: Problem) -> list[Step]:
-    """The steps of the nodes of `problem`, in an order that keeps the frontier narrow."""
-    graph = _priced(problem)
-    return _steps(graph, _narrow_order(graph))
+def frontier_steps(problem: Problem, order: Sequence[str]) -> list[Step]:
+    """The steps of the nodes of `problem` in `order`."""
+    return _steps(_streamed(problem), order)
 
 
-def _priced(problem: Problem) -> CostGraph:
+def narrowed(problem: Problem, readers: int) -> Problem:
+    """`problem` with each tensor moved for its first `readers` readers only, so that the frontier is narrower.
+
+    No placement costs more than in `problem`, and each has the same phases.
+    """
+    graph = problem.cost_graph
+    when = {name: i for i, name in enumerate(graph.order)}
+    tensors = []
+    for tensor in graph.tensors:
+        first = sorted(set(tensor.consumers), key=when.__getitem__)
+        tensors.append(replace(tensor, consumers=tuple(first[:readers])))
+        if len(first) > readers:
+            name = f"{tensor.name} for {first[readers]} …"
+            tensors.append(CostTensor(name, tensor.producer, tuple(first[readers:]), 0.0, 0.0))
+    return replace(problem, cost_graph=replace(graph, tensors=tuple(tensors)))
+
+
+def _streamed(problem: Problem) -> CostGraph:
+    """The cost graph without the loads of weights that stay on chip wherever they are."""
     graph = problem.cost_graph
     return pin(graph, {node.name for node in graph.nodes if node.weight}) if problem.weights == "pinned" else graph
 
@@ -228,10 +246,9 @@ def _steps(graph: CostGraph, order: Sequence[str]) -> list[Step]:
         new = [("tensor", tensor.name) for tensor in makes[name] if tensor.name in shared]
         step.made = len(new)
         rows = kept + new
-        step.kinds = [
-            "last" if kind == "last" else "moved" if kind == "tensor" else "phase" if last_phase[key] > i else "side"
-            for kind, key in rows
-        ]
+        for kind, key in rows:
+            still: Kind = "phase" if kind == "node" and last_phase[key] > i else "side"
+            step.rows.append(("last" if kind == "last" else "moved" if kind == "tensor" else still, key))
         steps.append(step)
     return steps
 
@@ -245,67 +262,91 @@ Flags = NDArray[np.bool_]
 class Layer:
     """All ways to take one node, by number of the state before: `source` → `target` at a cost, one entry each.
 
-    `size`: states before; `weight`: what it adds to what the capacity bounds.
+    `size`: states before; `keys`: those after, packed and sorted; `weight`: what a way adds to what is bounded.
     """
 
     name: str
     size: int
+    keys: Array
     source: Array
     target: Array
     seconds: Floats
     weight: Floats
     on_fpga: Flags
-    stays: Flags
+
+
+@dataclass(frozen=True)
+class Counting:
+    """How states are written: `start` and `highest` phase, None where phases are not counted; `shift`.
+
+    `start` is the phase of a CPU node without producers. Without phases a node's side stands for its phase. A row of
+    a node holds phase · 2^shift, and 1 more if its weights stay on chip; shift is 0 where nobody chooses that.
+    """
+
+    phases: tuple[int, int] | None
+    shift: int
+
+    def packed(self, states: Array, rows: Sequence[tuple[Kind, str]]) -> Array:
+        """(words, states): each state in as few whole numbers of 62 bits as hold its rows."""
+        bits = 1 if self.phases is None else max(1, self.phases[1].bit_length())
+        width_of: dict[Kind, int] = {"last": bits, "phase": bits + self.shift, "side": 1 + self.shift, "moved": 1}
+        words: list[Array] = []
+        room = 0
+        for values, (kind, _) in zip(states, rows, strict=True):
+            if width_of[kind] > room:
+                words.append(np.zeros(states.shape[1], np.int64))
+                room = 62
+            words[-1] = words[-1] << width_of[kind] | values
+            room -= width_of[kind]
+        return np.stack(words)
+
+    def end(self, graph: CostGraph, states: Array) -> Floats:
+        """Launches and CPU calls of each of the last states."""
+        if self.phases is None:
+            return np.zeros(states.shape[1])
+        start, highest = self.phases
+        costs = [fixed_cost(graph, start, phase) for phase in range(highest + 1)]
+        return np.array([costs[phase] for phase in states[0]])
+
+
+def first_state(steps: Sequence[Step]) -> Array:
+    """The state before the first step: all rows there are, and all 0."""
+    return np.zeros((len(steps[0].keep) if steps else 1, 1), np.int64)
 
 
 def frontier_layers(
-    problem: Problem, steps: Sequence[Step], phases: tuple[int, int] | None
+    problem: Problem, steps: Sequence[Step], counting: Counting, deadline: float = math.inf
 ) -> tuple[list[Layer], Floats] | None:
-    """A layer for each step, and the cost of ending in each of the last states; None where there are too many states.
+    """A layer for each step, and the cost of ending in each of the last states; None where there are too many.
 
-    `phases` = (phase of a CPU node without producers, highest phase); None counts neither launches nor CPU calls, and a
-    node's side stands for its phase. Where the solver chooses what stays on chip, a row of a node holds
-    2 · phase + 1 if its weights do.
+    None also where they are not made by `deadline`, of time.monotonic().
     """
-    graph = _priced(problem)
-    shift = int(problem.weights == "auto")
-    bits = 1 if phases is None else max(1, phases[1].bit_length())
-    width_of: dict[_Kind, int] = {"last": bits, "phase": bits + shift, "side": 1 + shift, "moved": 1}
-    states: Array = np.zeros((len(steps[0].keep) if steps else 1, 1), np.int64)  # all rows there are, and all 0
+    states = first_state(steps)
     layers = []
-    for step in steps:
-        ways = [
-            (side == "fpga", stays, weight, *_taken(step, states, side == "fpga", stays, cost, phases, shift))
-            for side, stays, cost, weight in _options(problem, graph, step.name)
-        ]
-        after = np.concatenate([way[3] for way in ways], axis=1)
-        widths = [width_of[kind] for kind in step.kinds]
-        if sum(widths) > 62:
+    for step, ways in zip(steps, step_options(problem, steps), strict=True):
+        taken = [take(step, states, way, counting) for way in ways]
+        after = np.concatenate([rows for rows, _, _ in taken], axis=1)
+        words = counting.packed(after, step.rows)
+        if len(words) > 1 or time.monotonic() > deadline:
             return None
-        keys = np.zeros(after.shape[1], np.int64)
-        for row, width in zip(after, widths, strict=True):
-            keys = keys << width | row
-        _, firsts, target = np.unique(keys, return_index=True, return_inverse=True)
+        keys, firsts, target = np.unique(words[0], return_index=True, return_inverse=True)
         if len(firsts) > _MOST_STATES:
             return None
-        counts = [len(way[4]) for way in ways]
+        counts = [len(source) for _, source, _ in taken]
         layers.append(
             Layer(
                 step.name,
                 states.shape[1],
-                np.concatenate([way[4] for way in ways]),
+                keys,
+                np.concatenate([source for _, source, _ in taken]),
                 target,
-                np.concatenate([way[5] for way in ways]),
-                np.repeat([way[2] for way in ways], counts),
-                np.repeat([way[0] for way in ways], counts),
-                np.repeat([way[1] for way in ways], counts),
+                np.concatenate([seconds for _, _, seconds in taken]),
+                np.repeat([way.weight for way in ways], counts),
+                np.repeat([way.side == "fpga" for way in ways], counts),
             )
         )
         states = after[:, firsts]
-    end = np.zeros(states.shape[1])
-    if phases is not None:
-        end = np.array([fixed_cost(graph, phases[0], int(phase)) for phase in states[0]])
-    return layers, end
+    return layers, counting.end(problem.cost_graph, states)
 
 
 def to_the_end(layers: Sequence[Layer], end: Floats, price: float) -> list[Floats]:
@@ -322,7 +363,7 @@ def _marginals(
     problem: Problem, steps: Sequence[Step], price: float, phases: tuple[int, int] | None
 ) -> dict[str, dict[Side, float]] | None:
     """The least cost with each node on each side; None where there are too many states."""
-    made = frontier_layers(problem, steps, phases)
+    made = frontier_layers(problem, steps, Counting(phases, shift_of(problem)))
     if made is None:
         return None
     layers, end = made
@@ -340,28 +381,41 @@ def _marginals(
     return found
 
 
-def _options(problem: Problem, graph: CostGraph, name: str) -> list[tuple[Side, bool, float, float]]:
-    """(side, its weights stay on chip, seconds, weight that the capacity bounds) of each way to place node `name`."""
-    node = graph.node_of[name]
-    options: list[tuple[Side, bool, float, float]] = []
-    for side in problem.sides(name):
-        if side == "cpu" or node.fpga is None:
-            options.append((side, False, node.cpu, 0.0))
-        elif problem.weights != "auto":
-            options.append((side, False, node.fpga, node.weight))
-        else:
-            options.append((side, False, node.fpga, 0.0))
-            if node.weight:
-                options.append((side, True, node.fpga - node.load, node.weight))
+@dataclass(frozen=True)
+class Way:
+    """A way to place a node: `stays` if its weights stay on chip, `weight` what it adds to what the capacity bounds."""
+
+    side: Side
+    stays: bool
+    seconds: float
+    weight: float
+
+
+def shift_of(problem: Problem) -> int:
+    """`Counting.shift` of the states of `problem`."""
+    return int(problem.weights == "auto")
+
+
+def step_options(problem: Problem, steps: Sequence[Step]) -> list[list[Way]]:
+    """The ways to place the node of each step."""
+    graph = _streamed(problem)
+    options = []
+    for step in steps:
+        node = graph.node_of[step.name]
+        options.append([Way("cpu", False, node.cpu, 0.0)] if "cpu" in problem.sides(step.name) else [])
+        if "fpga" in problem.sides(step.name) and node.fpga is not None:
+            counted = 0.0 if problem.weights == "auto" else node.weight
+            options[-1].append(Way("fpga", False, node.fpga, counted))
+            if problem.weights == "auto" and node.weight:
+                options[-1].append(Way("fpga", True, node.fpga - node.load, node.weight))
     return options
 
 
-def _taken(
-    step: Step, states: Array, on_fpga: bool, stays: bool, cost: float, phases: tuple[int, int] | None, shift: int
-) -> tuple[Array, Array, Floats]:
+def take(step: Step, states: Array, way: Way, counting: Counting) -> tuple[Array, Array, Floats]:
     """The states after a step, the numbers of those they come from and the cost of each."""
-    size = states.shape[1]
-    costs = np.full(size, cost + step.down * on_fpga)
+    size, shift, phases = states.shape[1], counting.shift, counting.phases
+    on_fpga = way.side == "fpga"
+    costs = np.full(size, way.seconds + step.down * on_fpga)
     if phases is None:
         phase = np.full(size, int(on_fpga), np.int64)
     else:
@@ -380,7 +434,7 @@ def _taken(
         for row, saves, overlap, second in step.pairs:
             both = ((states[row] >> shift) & 1) == 1
             if overlap and shift:
-                both = both & (not stays if second else (states[row] & 1) == 0)
+                both = both & (not way.stays if second else (states[row] & 1) == 0)
             costs -= np.where(both, saves, 0.0)
     rows = []
     for row, side_only in step.keep:
@@ -389,7 +443,7 @@ def _taken(
     if phases is not None and not step.is_read:
         rows[0] = np.maximum(rows[0], phase)
     if step.waits:
-        rows.append((phase & 1 if step.reduced else phase) << shift | int(stays))
+        rows.append((phase & 1 if step.reduced else phase) << shift | int(way.stays))
     rows += [np.zeros(size, np.int64)] * step.made
     there = np.arange(size) if phases is None else np.flatnonzero(phase <= phases[1])
     return np.stack(rows)[:, there], there, costs[there]

@@ -6,6 +6,9 @@ the least for the rest is known for a few prices p of a unit of weight (`to_the_
 that − p · (weight left) is a bound for each (Lagrange's relaxation; Handler and Zang, A dual algorithm for the
 constrained shortest path problem, Networks 10, 1980).
 
+The least for the rest needs all states. Where there are too many, it is that of a narrower problem, in which a tensor
+is moved for its first readers only: that costs no placement more, and its states are parts of the states here.
+
 Where there are more labels than a width, those of the least bounds are kept, and the least bound of the others is a
 bound for what was lost. The width grows until nothing is lost.
 """
@@ -22,12 +25,19 @@ import numpy as np
 from fpgasim.placement.cost_graph import Side
 from fpgasim.placement.frontier import (
     Array,
+    Counting,
     Floats,
-    Layer,
     Step,
+    Way,
     beyond_phases,
+    first_state,
     frontier_layers,
     frontier_steps,
+    narrow_order,
+    narrowed,
+    shift_of,
+    step_options,
+    take,
     to_the_end,
     up_to,
 )
@@ -37,15 +47,17 @@ from fpgasim.placement.problem import Found, Problem, weight_of
 _WIDTHS = (1_000, 8_000, 64_000)
 #: Prices of a unit of weight, relative to that at which a minimum cut about fills the capacity.
 _PRICES = (0.0, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 1.8, 2.2, 3.0, 5.0)
-#: Phases counted at first, and where the graph is too wide for so many.
-_PHASES, _FEW = 7, 4
+#: Phases counted at first.
+_PHASES = 7
+#: How many readers a tensor is moved for in narrower problems, tried in turn.
+_READERS = (4, 1)
 _ROUNDING = 1e-12
 #: Numbers that the bounds of all layers may take; beyond it there are too many states for this.
 _MOST_BOUNDS = 30_000_000
 
 
 def solve_labels(problem: Problem, *, time_limit: float, upper: float = math.inf) -> Found | None:
-    """The best placement of `problem`; None where its graph is too wide for this.
+    """The best placement of `problem`; None where its graph is too wide for this in the time there is.
 
     `upper` is the cost of a placement known; one that is not below it need not be found. After about `time_limit`
     seconds the best found so far is given with a bound, and `finished` is False.
@@ -53,23 +65,19 @@ def solve_labels(problem: Problem, *, time_limit: float, upper: float = math.inf
     deadline = time.monotonic() + time_limit
     price, relaxed = capacity_price(problem)
     prices = [0.0] if problem.capacity is None or not price else [factor * price for factor in _PRICES]
-    steps = frontier_steps(problem)
     upper = _above(upper)
     best: Found | None = None
     count = _PHASES
     while True:
-        graphs = _graphs(problem, steps, prices, count)
-        if graphs is None and count > _FEW and best is None:
-            count = _FEW
-            graphs = _graphs(problem, steps, prices, count)
-        if graphs is None:
+        searches = _searches(problem, prices, count, deadline)
+        if searches is None:
             return best
         for width in _WIDTHS:
-            runs = [_run(problem, *graph, prices, upper, width, deadline) for graph in graphs]
-            for run in runs:
+            runs = [_run(problem, search, prices, upper, width, deadline) for search in searches]
+            for search, run in zip(searches, runs, strict=True):
                 if run.ways is not None and run.cost < upper:
                     upper = _above(run.cost)
-                    best = _found(problem, run)
+                    best = _found(problem, search, run.ways)
             lost = min(run.lost for run in runs)
             if lost >= upper or time.monotonic() > deadline:
                 break
@@ -83,17 +91,45 @@ def solve_labels(problem: Problem, *, time_limit: float, upper: float = math.inf
         count = 2 * count - 1
 
 
-def _graphs(
-    problem: Problem, steps: Sequence[Step], prices: Sequence[float], count: int
-) -> list[tuple[list[Layer], list[Floats], Floats]] | None:
-    """Layers, the least to the end by `_rest` and the cost of the end, for each way to count phases."""
-    graphs = []
-    for phases in up_to(problem, count) if problem.phased else [None]:
-        made = frontier_layers(problem, steps, phases)
-        if made is None or sum(layer.size for layer in made[0]) * len(prices) > _MOST_BOUNDS:
-            return None
-        graphs.append((made[0], _rest(made[0], made[1], prices), made[1]))
-    return graphs
+@dataclass(frozen=True)
+class _Search:
+    """What a search goes by: the steps with their options, and what bounds the rest after each.
+
+    `parts` are the rows of a state that make one of the narrower problem, `keys` the states of that problem and
+    `rest` (prices, keys) the least to the end from each.
+    """
+
+    counting: Counting
+    steps: Sequence[Step]
+    options: Sequence[Sequence[Way]]
+    parts: Sequence[Sequence[int]]
+    keys: Sequence[Array]
+    rest: Sequence[Floats]
+
+
+def _searches(problem: Problem, prices: Sequence[float], count: int, deadline: float) -> list[_Search] | None:
+    """A search for each way to count up to `count` phases; None where the graph is too wide or the time over."""
+    for readers in (len(problem.cost_graph.nodes), *_READERS):
+        narrow = narrowed(problem, readers)
+        order = narrow_order(narrow.cost_graph)
+        steps, fewer = frontier_steps(problem, order), frontier_steps(narrow, order)
+        parts = []
+        for step, part in zip(steps, fewer, strict=True):
+            row_of = {row: i for i, row in enumerate(step.rows)}
+            parts.append([row_of[row] for row in part.rows])
+        found = []
+        for phases in up_to(problem, count) if problem.phased else [None]:
+            counting = Counting(phases, shift_of(problem))
+            made = frontier_layers(narrow, fewer, counting, deadline)
+            if made is None or sum(layer.size for layer in made[0]) * len(prices) > _MOST_BOUNDS:
+                break
+            by_price = [to_the_end(*made, price)[1:] for price in prices]
+            rest = [np.stack(rows) for rows in zip(*by_price, strict=True)]
+            keys = [layer.keys for layer in made[0]]
+            found.append(_Search(counting, steps, step_options(problem, steps), parts, keys, rest))
+        else:
+            return found
+    return None
 
 
 def _above(cost: float) -> float:
@@ -130,86 +166,75 @@ def capacity_price(problem: Problem) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class _Run:
-    """The cheapest way to the end found, as (layer, entry) numbers in order, and the least bound of what was lost."""
+    """The cheapest way to the end that was found, by number of each option, and the least bound of what was lost."""
 
-    layers: Sequence[Layer]
     cost: float
     ways: list[int] | None
     lost: float
 
 
-def _rest(layers: Sequence[Layer], end: Floats, prices: Sequence[float]) -> list[Floats]:
-    """(prices, states) before each layer and after the last: the least to the end by `to_the_end`."""
-    by_price = [to_the_end(layers, end, price) for price in prices]
-    return [np.stack(rows) for rows in zip(*by_price, strict=True)]
-
-
 def _run(
-    problem: Problem,
-    layers: Sequence[Layer],
-    rest: Sequence[Floats],
-    end: Floats,
-    prices: Sequence[float],
-    upper: float,
-    width: int,
-    deadline: float,
+    problem: Problem, search: _Search, prices: Sequence[float], upper: float, width: int, deadline: float
 ) -> _Run:
     capacity = math.inf if problem.capacity is None else problem.capacity * (1 + _ROUNDING)
     column = np.array(prices)[:, None]
-    state: Array = np.zeros(1, np.int64)
+    states = first_state(search.steps)
     cost, used = np.zeros(1), np.zeros(1)
     lost = math.inf
     trail: list[tuple[Array, Array]] = []
-    for layer, least in zip(layers, rest[1:], strict=True):
-        order = np.argsort(layer.source, kind="stable")
-        first = np.searchsorted(layer.source[order], np.arange(layer.size + 1))
-        counts = np.diff(first)[state]
-        parent = np.repeat(np.arange(len(state)), counts)
-        entry = order[first[state][parent] + np.arange(len(parent)) - np.repeat(np.cumsum(counts) - counts, counts)]
-        target = layer.target[entry]
-        heavier = used[parent] + layer.weight[entry]
-        dearer = cost[parent] + layer.seconds[entry]
+    for step, ways, parts, keys, rest in zip(
+        search.steps, search.options, search.parts, search.keys, search.rest, strict=True
+    ):
+        taken = [take(step, states, way, search.counting) for way in ways]
+        counts = [len(source) for _, source, _ in taken]
+        after = np.concatenate([rows for rows, _, _ in taken], axis=1)
+        parent = np.concatenate([source for _, source, _ in taken])
+        way = np.repeat(np.arange(len(ways)), counts)
+        dearer = cost[parent] + np.concatenate([seconds for _, _, seconds in taken])
+        heavier = used[parent] + np.repeat([way.weight for way in ways], counts)
+        part = np.searchsorted(keys, search.counting.packed(after[parts], [step.rows[row] for row in parts])[0])
         left = capacity - heavier if problem.capacity is not None else np.zeros(len(heavier))
-        bound = dearer + (least[:, target] - column * left).max(axis=0, initial=-math.inf)
+        bound = dearer + (rest[:, part] - column * left).max(axis=0, initial=-math.inf)
         kept = np.flatnonzero((heavier <= capacity) & (bound < upper))
-        kept = kept[np.lexsort((dearer[kept], heavier[kept], target[kept]))]
-        kept = kept[_undominated(target[kept], dearer[kept])]
+        words = search.counting.packed(after[:, kept], step.rows)
+        order = np.lexsort((dearer[kept], heavier[kept], *words))
+        kept, words = kept[order], words[:, order]
+        kept = kept[_undominated(words, dearer[kept])]
         if time.monotonic() > deadline:
             width = min(width, _WIDTHS[0])
         if len(kept) > width:
             by_bound = np.argpartition(bound[kept], width)
             lost = min(lost, float(bound[kept[by_bound[width:]]].min()))
             kept = np.sort(kept[by_bound[:width]])
-        trail.append((parent[kept], entry[kept]))
-        state, cost, used = target[kept], dearer[kept], heavier[kept]
-    if not len(state):
-        return _Run(layers, math.inf, None, lost)
-    whole = cost + end[state]
+        trail.append((parent[kept], way[kept]))
+        states, cost, used = after[:, kept], dearer[kept], heavier[kept]
+    if not len(cost):
+        return _Run(math.inf, None, lost)
+    whole = cost + search.counting.end(problem.cost_graph, states)
     label = int(whole.argmin())
     total = float(whole[label])
-    ways = []
-    for parents, entries in reversed(trail):
-        ways.append(int(entries[label]))
+    chosen = []
+    for parents, numbers in reversed(trail):
+        chosen.append(int(numbers[label]))
         label = int(parents[label])
-    return _Run(layers, total, ways[::-1], lost)
+    return _Run(total, chosen[::-1], lost)
 
 
-def _undominated(group: Array, cost: Floats) -> Array:
-    """Of labels sorted by group, weight and cost, the numbers of those cheaper than all lighter ones of their group."""
-    if not len(group):
+def _undominated(words: Array, cost: Floats) -> Array:
+    """Of labels sorted by state, weight and cost, the numbers of those cheaper than all lighter ones of their state."""
+    if not len(cost):
         return np.zeros(0, np.int64)
-    rank = np.argsort(np.argsort(cost, kind="stable"), kind="stable")  # whole numbers, so that groups can be shifted
-    shifted = rank - np.cumsum(np.concatenate([[0], group[1:] != group[:-1]])) * len(group)
+    rank = np.argsort(np.argsort(cost, kind="stable"), kind="stable")  # whole numbers, so that states can be shifted
+    begins = np.concatenate([[False], (words[:, 1:] != words[:, :-1]).any(axis=0)])
+    shifted = rank - np.cumsum(begins) * len(cost)
     lowest = np.minimum.accumulate(shifted)
     return np.flatnonzero(np.concatenate([[True], shifted[1:] < lowest[:-1]]))
 
 
-def _found(problem: Problem, run: _Run) -> Found:
-    placement: dict[str, Side] = {}
-    stay = set()
-    for layer, entry in zip(run.layers, run.ways or [], strict=True):
-        placement[layer.name] = "fpga" if layer.on_fpga[entry] else "cpu"
-        if layer.stays[entry]:
-            stay.add(layer.name)
-    pinned = frozenset(stay) if problem.weights == "auto" else problem.pinned(placement)
-    return Found({name: placement[name] for name in problem.cost_graph.node_of}, pinned, -math.inf, False)
+def _found(problem: Problem, search: _Search, numbers: Sequence[int]) -> Found:
+    chosen = {
+        step.name: ways[number] for step, ways, number in zip(search.steps, search.options, numbers, strict=True)
+    }
+    placement: dict[str, Side] = {name: chosen[name].side for name in problem.cost_graph.node_of}
+    stay = frozenset(name for name, way in chosen.items() if way.stays)
+    return Found(placement, stay if problem.weights == "auto" else problem.pinned(placement), -math.inf, False)

@@ -176,7 +176,7 @@ def _found(problem: Problem, algorithm: Algorithm, worth: Mapping[str, float] | 
             narrow = solve_labels(problem, time_limit=left / 2 if algorithm != "milp" else left, upper=known)
             if narrow is None:
                 if algorithm == "frontier":
-                    notes.append("the graph is too wide for frontier: solved by milp instead")
+                    notes.append("the graph is too wide for frontier in that time: solved by milp instead")
                 continue
             answer = narrow
         lower = max(lower, answer.lower_bound)
