@@ -175,7 +175,7 @@ class BrainwaveModel:
         if "featurizer" not in self._graphs:
             graph = zoo.featurizer(self.network.network, self._arrays, self.seed)
             flat = len(graph.outputs) == 1 and len(graph.outputs[0].shape or ()) == 2
-            self._graphs["featurizer"] = _with_places(graph, at_input=False) if flat else graph
+            self._graphs["featurizer"] = with_places(graph, at_input=False) if flat else graph
         return self._graphs["featurizer"]
 
     @property
@@ -186,7 +186,7 @@ class BrainwaveModel:
         if "classifier" not in self._graphs:
             graph = zoo.classifier(self.network.network, self._arrays, self.seed)
             flat = len(graph.inputs[0].shape or ()) == 2
-            self._graphs["classifier"] = _with_places(graph, at_input=True) if flat else graph
+            self._graphs["classifier"] = with_places(graph, at_input=True) if flat else graph
         return self._graphs["classifier"]
 
     def restore_weights(
@@ -357,14 +357,7 @@ def _default_classifier(model: BrainwaveModel, input_tensor: Tensor, prefix: str
 
     Its weights are the model's. Raises InputError for an SSD, which has no classifier, and for what are no features.
     """
-    result = model.network.classifier_output
-    if result is None:
-        raise InputError(f"{type(model).__name__} has no classifier: fpgasim.zoo.detect reads its twelve tensors")
-    dims = Shape(model.network.feature_dims[0])
-    if not isinstance(input_tensor, Tensor) or input_tensor.shape not in (None, dims):
-        raise InputError(
-            f"the classifier of {type(model).__name__} takes features of shape {dims}; got {input_tensor!r}"
-        )
+    result = _checked_features(type(model), input_tensor)
     if model.operation is None:
         model._load()
     here = model._zoo
@@ -383,13 +376,25 @@ def _standalone_classifier(
     Its weights are those of the model that makes the features, if that is of the same network, else what `kind` finds
     in the folder `model_path`.
     """
-    owner = feature_tensor.operation.owner if isinstance(feature_tensor, Tensor) and feature_tensor.operation else None
+    _checked_features(kind, feature_tensor)
+    owner = feature_tensor.operation.owner if feature_tensor.operation else None
     model = owner if isinstance(owner, BrainwaveModel) and owner.network is kind.network else kind(model_path)
     source = Tensor("Input:0", symbolic.float32, Shape(kind.network.feature_dims[0]), source=feature_tensor)
     return source, _default_classifier(model, source, prefix)
 
 
-def _with_places(graph: Graph, *, at_input: bool) -> Graph:
+def _checked_features(kind: type[BrainwaveModel], features: Tensor) -> str:
+    """What the classifier's result is called. InputError where there is none, or `features` are not what it takes."""
+    result = kind.network.classifier_output
+    if result is None:
+        raise InputError(f"{kind.__name__} has no classifier: fpgasim.zoo.detect reads its twelve tensors")
+    dims = Shape(kind.network.feature_dims[0])
+    if not isinstance(features, Tensor) or features.shape not in (None, dims):
+        raise InputError(f"the classifier of {kind.__name__} takes features of shape {dims}; got {features!r}")
+    return result
+
+
+def with_places(graph: Graph, *, at_input: bool) -> Graph:
     """`graph` with one more reshape: its one output, or input, (n, c) as (n, c, 1, 1), as Azure's features are."""
     import onnx_ir as ir
 
