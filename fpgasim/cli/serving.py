@@ -10,9 +10,12 @@ import sys
 import threading
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from fpgasim.service import Servable
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -128,22 +131,27 @@ def serve(
         service=service,
         model_root=model_root,
     )
-    server = Server({}, config)
+
+    def load(source: str | Path, name: str | None, version: int = 1, **weights: Any) -> Servable:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = lambda message, *_: click.echo(f"fpgasim: warning: {message}", err=True)
+            return servable(
+                source, name=name, version=version, device=device, format=format_, objective=objective, **weights
+            )
+
+    server = Server({}, config, load)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))  # nothing has been let in yet
     signal.signal(signal.SIGHUP, lambda *_: server.refresh())
     server.start()
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_: click.echo(f"fpgasim: warning: {message}", err=True)
-        made = servable(
-            model, name=name, device=device, format=format_, objective=objective, weights=weights, seed=seed
-        )
+    made = load(model, name, weights=weights, seed=seed)
     server.replace(made.name, made)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    click.echo(f"SERVING {made.name} on {server.address} ({', '.join(server.facts)})")
+    more = "".join(f", {name} on {address}" for name, address in server.http.items())
+    click.echo(f"SERVING {made.name} on {server.address} ({', '.join(server.facts)}){more}")
     sys.stdout.flush()
     stop.wait()
     server.drain(grace)

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from grpc_health.v1 import health, health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from fpgasim.service import auth, wire
-from fpgasim.service.hosting import Call, deadline_after, new_request_id, refusal
-from fpgasim.service.limits import Admission, Refusal
+from fpgasim.service.hosting import Call, Methods, deadline_after, new_request_id, refusal
+from fpgasim.service.limits import Admission, Refusal, Ticket
 from fpgasim.service.metrics import Metrics
 
 ROUTE_HEADER = "x-ms-aml-grpc-service-route"
+#: Path of a method -> its gRPC handler.
+Handlers = Mapping[str, Any]
 #: What a call without a deadline has left, at least.
 _FOREVER_S = 1e8
 
@@ -70,53 +74,100 @@ class Gate:
             raise Refusal("UNAUTHENTICATED", "no key, or a wrong one; authorization: Bearer KEY would do")
 
 
-@dataclass(frozen=True)
-class Door:
-    """One method: its request's parser, what answers it, which places it takes and whether it asks for a key."""
+def unary(gate: Gate, admission: Admission, service: str, methods: Methods, *, keyed: bool = True) -> Handlers:
+    """The handlers of `methods` of a `service` of the wire, which take their places in `admission`."""
+    messages = wire.methods(service)
 
-    parse: Callable[[bytes], Any]
-    answer: Callable[[Any, Call], Any]
-    admission: Admission
-    keyed: bool = True
+    def behavior(method: str) -> Callable[[Iterator[bytes], Any], bytes]:
+        parse, answer = messages[method][0].FromString, methods[method]
+
+        def run(requests: Iterator[bytes], context: Any) -> bytes:
+            with gate.passed(method, context, keyed=keyed), admission.admitted(context.cancel) as ticket:
+                request = _message(requests, ticket, parse, method)
+                left = context.time_remaining()
+                deadline = deadline_after(left if left < _FOREVER_S else None, gate.deadline_s)
+                route = next((value for name, value in context.invocation_metadata() if name == ROUTE_HEADER), "")
+                call = Call(deadline, ticket, context.is_active, str(route))
+                data: bytes = answer(request, call).SerializeToString()
+                context.set_trailing_metadata(tuple(call.facts.items()))
+            return data
+
+        return run
+
+    return {f"/{service}/{method}": grpc.stream_unary_rpc_method_handler(behavior(method)) for method in methods}
 
 
-def doors(service: str, methods: Mapping[str, Callable[[Any, Call], Any]], admission: Admission) -> dict[str, Door]:
-    """The doors of `methods` of a `service` of the wire, by their paths."""
-    requests = wire.methods(service)
-    return {f"/{service}/{name}": Door(requests[name][0].FromString, run, admission) for name, run in methods.items()}
+def health_checks(gate: Gate, admission: Admission, servicer: Any) -> Handlers:
+    """The handlers of grpc.health.v1, open to all; who watches holds no thread."""
+    parse = health_pb2.HealthCheckRequest.FromString
+
+    def check(requests: Iterator[bytes], context: Any) -> bytes:
+        with gate.passed("Check", context, keyed=False), admission.admitted(context.cancel) as ticket:
+            found: bytes = servicer.Check(_message(requests, ticket, parse, "Check"), context).SerializeToString()
+        return found
+
+    def watch(requests: Iterator[bytes], context: Any, send: Callable[[Any], None]) -> None:
+        with gate.passed("Watch", context, keyed=False):
+            with admission.admitted(context.cancel) as ticket:
+                request = _message(requests, ticket, parse, "Watch")
+            servicer.Watch(request, context, send)
+
+    watch.experimental_non_blocking = True  # type: ignore[attr-defined]
+    return {
+        f"/{health.SERVICE_NAME}/Check": grpc.stream_unary_rpc_method_handler(check),
+        f"/{health.SERVICE_NAME}/Watch": grpc.stream_stream_rpc_method_handler(
+            watch, response_serializer=health_pb2.HealthCheckResponse.SerializeToString
+        ),
+    }
+
+
+def reflection_calls(gate: Gate, admission: Admission, services: Sequence[str]) -> Handlers:
+    """The handler of grpc.reflection.v1alpha, which tells what is in our pool; it asks for the key like the others."""
+    service = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
+    method = service.methods[0]
+    servicer = reflection.ReflectionServicer((*services, service.full_name), pool=wire.pool())
+
+    def told(requests: Iterator[Any], context: Any) -> Iterator[Any]:
+        with gate.passed(method.name, context), admission.admitted(context.cancel) as ticket:
+            yield from servicer.ServerReflectionInfo(_each(requests, ticket), context)
+
+    handler = grpc.stream_stream_rpc_method_handler(
+        told,
+        reflection_pb2.ServerReflectionRequest.FromString,
+        reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    return {f"/{service.full_name}/{method.name}": handler}
 
 
 class Doorman(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """The gRPC handler of all `doors`, by the path of the method."""
+    """What gRPC asks for the handler of a method; one that is not there is refused within the same frame."""
 
-    def __init__(self, doors: Mapping[str, Door], gate: Gate) -> None:
-        self._handlers = {
-            path: grpc.stream_unary_rpc_method_handler(_behavior(path.rpartition("/")[2], door, gate))
-            for path, door in doors.items()
-        }
+    def __init__(self, handlers: Handlers, gate: Gate) -> None:
+        def unknown(_: Any, context: Any) -> None:
+            with gate.passed("unknown", context):
+                raise Refusal("UNIMPLEMENTED", "this server has no such method; its reflection tells which it has")
+
+        self._handlers, self._unknown = handlers, grpc.stream_unary_rpc_method_handler(unknown)
 
     def service(self, handler_call_details: Any) -> Any:
-        """The handler of a method; None for one that is not there."""
-        return self._handlers.get(handler_call_details.method)
+        """The handler of a method."""
+        return self._handlers.get(handler_call_details.method, self._unknown)
 
 
-def _behavior(method: str, door: Door, gate: Gate) -> Callable[[Iterator[bytes], Any], bytes]:
-    def behavior(requests: Iterator[bytes], context: Any) -> bytes:
-        with gate.passed(method, context, keyed=door.keyed), door.admission.admitted(context.cancel) as ticket:
-            data = next(requests, None)
-            ticket.received()
-            if data is None:
-                raise Refusal("INVALID_ARGUMENT", f"{method} takes one message and none came")
-            left = context.time_remaining()
-            deadline = deadline_after(left if left < _FOREVER_S else None, gate.deadline_s)
-            metadata = dict(context.invocation_metadata())
-            call = Call(deadline, ticket, context.is_active, str(metadata.get(ROUTE_HEADER, "")))
-            try:
-                request = door.parse(data)
-            except DecodeError:
-                raise Refusal("INVALID_ARGUMENT", f"the message is no request of {method}") from None
-            answer: bytes = door.answer(request, call).SerializeToString()
-            context.set_trailing_metadata(tuple(call.facts.items()))
-        return answer
+def _message(requests: Iterator[bytes], ticket: Ticket, parse: Callable[[bytes], Any], method: str) -> Any:
+    """The one message of a call."""
+    data = next(requests, None)
+    ticket.received()
+    if data is None:
+        raise Refusal("INVALID_ARGUMENT", f"{method} takes one message and none came")
+    try:
+        return parse(data)
+    except DecodeError:
+        raise Refusal("INVALID_ARGUMENT", f"the message is no request of {method}") from None
 
-    return behavior
+
+def _each(requests: Iterator[Any], ticket: Ticket) -> Iterator[Any]:
+    for request in requests:
+        ticket.received()
+        yield request
+        ticket.receive()

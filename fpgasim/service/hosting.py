@@ -36,6 +36,10 @@ class Call:
     facts: dict[str, str] = field(default_factory=dict)
 
 
+#: Method -> what answers a request of it.
+Methods = Mapping[str, Callable[[Any, Call], Any]]
+
+
 @dataclass(frozen=True)
 class Model:
     """The versions of a model that are served, and their labels."""
@@ -65,6 +69,7 @@ class Host:
         service: str | None = None,
     ) -> None:
         self.models: Mapping[str, Model] = {}
+        self.draining = False
         self.metrics = metrics
         self.max_input_bytes = max_input_bytes
         self._fpga, self._max_pixels = fpga, max_pixels
@@ -72,8 +77,8 @@ class Host:
 
     @property
     def ready(self) -> bool:
-        """Whether there is anything to call."""
-        return bool(self.models)
+        """Whether there is anything to call, and will be."""
+        return bool(self.models) and not self.draining
 
     def prepare(self, servable: Servable) -> Servable:
         """`servable` on this host's engine and within its limits, warmed up."""

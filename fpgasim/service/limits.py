@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 
 from fpgasim.errors import FpgasimError
 
-#: A call whose message takes longer than this may lose its place to one that finds none.
-_PATIENCE_S = 1.0
 #: What a refused caller is told to wait, in milliseconds.
 _PUSHBACK_MS = (20, 10_000)
 
@@ -60,13 +58,13 @@ class Admission:
     """At most `running` calls run and `waiting` more are received or wait for their turn.
 
     A call has `receive_s` for its message to come. Where all places are taken, the one that has waited longest for its
-    message loses it if that has taken a second already: so slow callers do not keep others out.
+    message loses its own if that has taken `patience_s` already: so slow callers do not keep others out.
     """
 
-    def __init__(self, running: int, waiting: int, receive_s: float) -> None:
+    def __init__(self, running: int, waiting: int, receive_s: float, patience_s: float = 1.0) -> None:
         self.turns = threading.BoundedSemaphore(running)
         self.places = running + waiting
-        self._running, self._receive_s = running, receive_s
+        self._running, self._receive_s, self._patience_s = running, receive_s, patience_s
         self._lock = threading.Lock()
         self._inside: dict[Ticket, None] = {}  # in the order in which they came
         self._seconds = 0.0
@@ -79,7 +77,7 @@ class Admission:
         """The place of a call; `cancel` ends it from outside. Raises Refusal (RESOURCE_EXHAUSTED) if there is none."""
         ticket = Ticket(self, cancel)
         with self._lock:
-            loser = self._slowest(_PATIENCE_S) if len(self._inside) >= self.places else None
+            loser = self._slowest() if len(self._inside) >= self.places else None
             if loser is not None:
                 del self._inside[loser]
             if len(self._inside) >= self.places:
@@ -109,8 +107,8 @@ class Admission:
         with self._lock:
             self._seconds += (seconds - self._seconds) / 8
 
-    def _slowest(self, patience_s: float) -> Ticket | None:
-        slow = [t for t in self._inside if t.receiving and time.monotonic() - t.since > patience_s]
+    def _slowest(self) -> Ticket | None:
+        slow = [t for t in self._inside if t.receiving and time.monotonic() - t.since > self._patience_s]
         return min(slow, key=lambda ticket: ticket.since, default=None)
 
     def _pushback_ms(self) -> int:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from fpgasim.errors import FpgasimError, InputError, status
+from fpgasim.errors import InputError
 from fpgasim.service import tensors, wire
-from fpgasim.service.hosting import SIGNATURE, Call, Host, Inputs, one_line
+from fpgasim.service.hosting import SIGNATURE, Call, Host, Inputs, Methods
 from fpgasim.service.limits import Refusal
-from fpgasim.service.servables import Result, Servable
+from fpgasim.service.servables import Servable
 from fpgasim.service.steps import TensorSpec
 
-#: Method -> what answers a request of it.
-Methods = Mapping[str, Callable[[Any, Call], Any]]
 #: What a server does to serve the models of a ModelServerConfig in place of those it has.
 Reload = Callable[[Any], None]
 _METHOD_NAME = "tensorflow/serving/predict"
@@ -60,9 +58,8 @@ def prediction_service(host: Host) -> Methods:
         if kind is None:
             raise Refusal("INVALID_ARGUMENT", "Input is empty")
         examples = getattr(request.input, kind).examples
-        rows = classified(host, servable, [_features(example) for example in examples], call)
         made = wire.message("tensorflow.serving.ClassificationResponse")(model_spec=_spec(servable))
-        for row in rows:
+        for row in classify_examples(host, servable, lambda: [_features(example) for example in examples], call):
             classes = made.result.classifications.add().classes
             for label, score in row:
                 classes.add(label=label, score=score)
@@ -92,12 +89,7 @@ def model_service(host: Host, reload: Reload) -> Methods:
 
     def handle_reload(request: Any, call: Call) -> Any:
         made = wire.message("tensorflow.serving.ReloadConfigResponse")()
-        try:
-            reload(request.config)
-        except Refusal:
-            raise
-        except FpgasimError as error:
-            raise Refusal(status(error).grpc, one_line(str(error))) from error
+        reload(request.config)
         made.status.error_code = 0
         return made
 
@@ -127,10 +119,10 @@ def signature_defs(servable: Servable) -> Any:
     return made
 
 
-def classified(
-    host: Host, servable: Servable, examples: list[Mapping[str, Any]], call: Call
+def classify_examples(
+    host: Host, servable: Servable, read: Callable[[], Sequence[Mapping[str, Any]]], call: Call
 ) -> list[list[tuple[str, float]]]:
-    """For every example its classes with their scores, best first.
+    """For every example that `read` gives (feature -> values) its classes with their scores, best first.
 
     An example is the servable's one input under any of its names, or its only feature. Raises InputError for a servable
     that does not classify, and for examples that do not fit.
@@ -138,28 +130,24 @@ def classified(
     inputs, outputs = servable.signature.inputs, servable.signature.outputs
     if len(inputs) != 1 or len(outputs) != 1 or outputs[0].dtype.kind != "f":
         raise InputError(f"model {servable.name!r} does not classify: that takes one input and one output of scores")
-    if not examples:
-        raise Refusal("INVALID_ARGUMENT", "Input is empty")
-    spec = inputs[0]
-    names = servable.signature.input_names
-    values = []
-    for i, example in enumerate(examples):
-        chosen = [name for name in example if name in names] or list(example)
-        if len(chosen) != 1:
-            raise InputError(
-                f"example {i} has features {list(example)[:12]}; it must have the one called {spec.name!r}"
-            )
-        values.append(example[chosen[0]])
+    spec, names = inputs[0], servable.signature.input_names
+    count = 0
 
-    def read() -> Mapping[str, Any]:
+    def batch() -> Mapping[str, Any]:
+        nonlocal count
+        examples = read()
+        count = len(examples)
+        if not count:
+            raise Refusal("INVALID_ARGUMENT", "Input is empty")
+        values = []
+        for i, example in enumerate(examples):
+            chosen = [name for name in example if name in names] or list(example)
+            if len(chosen) != 1:
+                raise InputError(f"example {i} has features {list(example)[:12]}; {spec.name!r} must be one")
+            values.append(example[chosen[0]])
         return {spec.name: _batch(spec, values, host.max_input_bytes)}
 
-    result = host.run(servable, read, (), call)
-    return _ranked(servable, result, len(examples))
-
-
-def _ranked(servable: Servable, result: Result, count: int) -> list[list[tuple[str, float]]]:
-    scores = next(iter(result.outputs.values()))
+    scores = next(iter(host.run(servable, batch, (), call).outputs.values()))
     if scores.ndim < 2 or scores.shape[0] != count:
         raise InputError(f"model {servable.name!r} does not classify: its output has shape {scores.shape}")
     scores = scores.reshape(count, -1)
@@ -185,7 +173,10 @@ def _batch(spec: TensorSpec, values: list[Any], max_bytes: int) -> Any:
         raise InputError(f"input {spec.name!r} takes {count} numbers of an example")
     if len(values) * count * spec.dtype.itemsize > max_bytes:
         raise InputError(f"input {spec.name!r} of {len(values)} examples is larger than the {max_bytes} bytes allowed")
-    return np.array(values, spec.dtype).reshape(len(values), *[size for size in shape if size is not None])
+    try:
+        return np.array(values, spec.dtype).reshape(len(values), *[size for size in shape if size is not None])
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"input {spec.name!r} has a value that is no {spec.dtype}: {error}") from None
 
 
 def _features(example: Any) -> Mapping[str, Any]:

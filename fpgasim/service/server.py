@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from collections.abc import Mapping
 from concurrent import futures
 from dataclasses import dataclass
@@ -12,21 +13,26 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2
-from grpc_reflection.v1alpha import reflection
 
 from fpgasim.errors import InputError, ServiceError
 from fpgasim.service import auth, tls, wire
-from fpgasim.service.doors import Door, Doorman, Gate, Opens, doors
+from fpgasim.service.doors import Doorman, Gate, Handlers, Opens, health_checks, reflection_calls, unary
 from fpgasim.service.hosting import Host, Model
+from fpgasim.service.inference import inference_service
+from fpgasim.service.json_api import TEXT_SHARE, metrics_routes, routes
 from fpgasim.service.limits import Admission, Refusal
 from fpgasim.service.metrics import Metrics
 from fpgasim.service.predict import model_service, prediction_service
-from fpgasim.service.servables import Servable
+from fpgasim.service.reloading import Load, models_of
+from fpgasim.service.rest import RestServer
+from fpgasim.service.servables import Servable, servable
 from fpgasim.service.steps import Pace, VirtualFpga
 
-HEALTH_SERVICE = health.SERVICE_NAME
 #: Places for calls that do not compute: health, metadata, reflection.
 _LIGHT_PLACES = 64
+#: A health check comes whole in one packet, so whoever takes longer has no claim to its place.
+_HEALTH_RECEIVE_S, _HEALTH_PATIENCE_S = 5.0, 0.05
+_SPARE_THREADS = 32
 #: glibc's numbers for mallopt.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 #: How often calls whose message does not come are looked for.
@@ -90,15 +96,21 @@ class ServerConfig:
 
 
 class Server:
-    """Serves `servables` (name -> Servable) as `config` says; more may be put in while it runs."""
+    """Serves `servables` (name -> Servable) as `config` says; more may be put in while it runs.
 
-    def __init__(self, servables: Mapping[str, Servable], config: ServerConfig | None = None) -> None:
+    `load` makes the servables that a call asks for (HandleReloadConfigRequest), by default on the default device.
+    """
+
+    def __init__(
+        self, servables: Mapping[str, Servable], config: ServerConfig | None = None, load: Load | None = None
+    ) -> None:
         self.config = config = ServerConfig() if config is None else config
         self.metrics = Metrics()
         self._keys = _keys(config)
         self._certificate = _certificate(config)
         self._calls = Admission(config.max_concurrent, config.max_queue, config.receive_s)
         self._light = Admission(_LIGHT_PLACES, 0, config.receive_s)
+        self._health_calls = Admission(_LIGHT_PLACES, 0, _HEALTH_RECEIVE_S, _HEALTH_PATIENCE_S)
         self._host = Host(
             VirtualFpga(config.pace),
             self.metrics,
@@ -108,12 +120,14 @@ class Server:
             service=config.service,
         )
         self._waiting = dict(servables)
+        self._load = _load if load is None else load
         self._gate = Gate(self._keys, self.metrics, config.deadline_s)
         self._health = health.HealthServicer()
         self._ended = threading.Event()
-        self._lock = threading.Lock()
+        self._lock, self._loading = threading.Lock(), threading.Lock()
         self._say_health(())
         self._grpc = self._make_grpc()
+        self._rest: dict[str, RestServer] = {}
         self.port = 0
 
     @property
@@ -128,6 +142,11 @@ class Server:
         return ("plain" if self._certificate is None else "tls", *asked, "open" if self._keys is None else "key")
 
     @property
+    def http(self) -> Mapping[str, str]:
+        """Where `rest` and `metrics` are, those of them that were asked for."""
+        return {name: _address(self.config.host, rest.port) for name, rest in self._rest.items()}
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The models that are served."""
         return tuple(self._host.models)
@@ -139,10 +158,13 @@ class Server:
         """
         config = self.config
         self.port = self._bind(config.host, config.port)
+        self._rest = self._make_rest()
         self._grpc.start()
+        for rest in self._rest.values():
+            rest.start()
         threading.Thread(target=self._sweep, name="fpgasim-sweep", daemon=True).start()
-        for name, servable in self._waiting.items():
-            self.replace(name, servable)
+        for name, given in self._waiting.items():
+            self.replace(name, given)
         self._waiting = {}
         return self.port
 
@@ -153,10 +175,10 @@ class Server:
     def replace_all(self, models: Mapping[str, Model], *, keep: bool = False) -> None:
         """Serves `models` instead of all others, or besides them (`keep`), at once and when all of them are warm."""
         for name, model in models.items():
-            for servable in model.versions.values():
-                if servable.name != name:
-                    raise InputError(f"servable {servable.name!r} cannot be served as {name!r}; give it that name")
-                self._host.prepare(servable)
+            for given in model.versions.values():
+                if given.name != name:
+                    raise InputError(f"servable {given.name!r} cannot be served as {name!r}; give it that name")
+                self._host.prepare(given)
         with self._lock:
             self._host.models = {**self._host.models, **models} if keep else dict(models)
             self._say_health(self._host.models)
@@ -183,8 +205,13 @@ class Server:
 
     def drain(self, grace_s: float = 30.0) -> None:
         """Says NOT_SERVING, takes no more calls, and ends when those that are in are answered or `grace_s` is over."""
+        end = time.monotonic() + grace_s
         self._health.enter_graceful_shutdown()
-        self._grpc.stop(grace_s).wait()
+        self._host.draining = True
+        stopped = self._grpc.stop(grace_s)
+        for rest in self._rest.values():
+            rest.drain(max(0.0, end - time.monotonic()))
+        stopped.wait()
         self._ended.set()
 
     def wait(self, timeout_s: float | None = None) -> bool:
@@ -200,10 +227,10 @@ class Server:
 
     def _make_grpc(self) -> Any:
         config = self.config
-        # A call without a place is refused in no time, so a few threads more than places are enough.
-        workers = self._calls.places + self._light.places + 16
+        # a call without a place is refused in no time, so a few threads more than places are enough
+        places = self._calls.places + self._light.places + self._health_calls.places
         server = grpc.server(
-            futures.ThreadPoolExecutor(workers, "fpgasim-call"),
+            futures.ThreadPoolExecutor(places + _SPARE_THREADS, "fpgasim-call"),
             options=[
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", config.max_message_bytes),
@@ -217,19 +244,44 @@ class Server:
                 ("grpc.keepalive_permit_without_calls", 1),
             ],
         )
-        host = self._host
-        table = {
-            **doors(wire.PREDICTION_SERVICE, prediction_service(host), self._calls),
-            **doors(wire.MODEL_SERVICE, model_service(host, self._reload), self._light),
-            f"/{HEALTH_SERVICE}/Check": Door(
-                health_pb2.HealthCheckRequest.FromString, self._check, self._light, keyed=False
-            ),
-        }
-        server.add_generic_rpc_handlers((Doorman(table, self._gate),))
-        if config.reflection:
-            names = (wire.PREDICTION_SERVICE, wire.MODEL_SERVICE, HEALTH_SERVICE)
-            reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server, pool=wire.pool())
+        server.add_generic_rpc_handlers((Doorman(self._handlers(), self._gate),))
         return server
+
+    def _handlers(self) -> Handlers:
+        gate, light = self._gate, self._light
+        prediction = prediction_service(self._host)
+        inference = inference_service(self._host)
+        models = model_service(self._host, self._reload)
+        heavy, alive = {"Predict", "Classify", "ModelInfer"}, {"ServerLive", "ServerReady"}
+        table: dict[str, Any] = {}
+        for service, methods in (
+            (wire.PREDICTION_SERVICE, prediction),
+            (wire.MODEL_SERVICE, models),
+            (wire.INFERENCE_SERVICE, inference),
+        ):
+            for name, answer in methods.items():
+                if name in alive:
+                    table |= unary(gate, self._health_calls, service, {name: answer}, keyed=False)
+                else:
+                    table |= unary(gate, self._calls if name in heavy else light, service, {name: answer})
+        table |= health_checks(gate, self._health_calls, self._health)
+        if self.config.reflection:
+            services = (wire.PREDICTION_SERVICE, wire.MODEL_SERVICE, wire.INFERENCE_SERVICE, health.SERVICE_NAME)
+            table |= reflection_calls(gate, light, services)
+        return table
+
+    def _make_rest(self) -> dict[str, RestServer]:
+        config = self.config
+        size = config.max_message_bytes
+        wanted = {
+            "rest": (config.rest_port, routes(self._host, self._calls, self._light, size // TEXT_SHARE)),
+            "metrics": (config.metrics_port, metrics_routes(self._host, self._light)),
+        }
+        return {
+            name: RestServer(config.host, port, table, self._gate, self._certificate, size, config.receive_s)
+            for name, (port, table) in wanted.items()
+            if port is not None
+        }
 
     def _bind(self, host: str, port: int) -> int:
         address = _address(host, port)
@@ -244,12 +296,6 @@ class Server:
             raise ServiceError(f"port {port} of {host} cannot be had; another may listen there, or it is not ours")
         return int(bound)
 
-    def _check(self, request: Any, _: Any) -> Any:
-        status = self._health._server_status.get(request.service)
-        if status is None:
-            raise Refusal("NOT_FOUND", f"no service {request.service!r} here")
-        return health_pb2.HealthCheckResponse(status=status)
-
     def _say_health(self, names: Any) -> None:
         status = _SERVING if names else _NOT_SERVING
         for service in ("", wire.PREDICTION_SERVICE, wire.MODEL_SERVICE, wire.INFERENCE_SERVICE):
@@ -258,12 +304,17 @@ class Server:
             self._health.set(name, status)
 
     def _reload(self, config: Any) -> None:
-        raise Refusal("FAILED_PRECONDITION", "this server loads no models by a call; it needs a model_root for that")
+        if not self._loading.acquire(blocking=False):
+            raise Refusal("UNAVAILABLE", "models are being loaded for another call; come again later", 1000)
+        try:
+            self.replace_all(models_of(config, self.config.model_root, self._load))
+        finally:
+            self._loading.release()
 
     def _sweep(self) -> None:
         while not self._ended.wait(_SWEEP_S):
-            self._calls.sweep()
-            self._light.sweep()
+            for admission in (self._calls, self._light, self._health_calls):
+                admission.sweep()
 
 
 def keep_memory() -> None:
@@ -273,6 +324,10 @@ def keep_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         mallopt(_M_TRIM_THRESHOLD, 256 << 20)
+
+
+def _load(path: Path, name: str, version: int) -> Servable:
+    return servable(path, name=name, version=version)
 
 
 def _address(host: str, port: int) -> str:
