@@ -170,7 +170,8 @@ def _found(problem: Problem, algorithm: Algorithm, worth: Mapping[str, float] | 
             continue
         left = max(0.0, deadline - time.monotonic())
         if name == "milp":
-            answer = solve_milp(problem, time_limit=0.8 * left, coverage=worth)
+            share = 0.5 if algorithm == "milp" and worth is None else 0.9  # HiGHS overruns; frontier may follow
+            answer = solve_milp(problem, time_limit=share * left, coverage=worth)
         else:
             known = quick[0].cost if quick else math.inf
             narrow = solve_labels(problem, time_limit=left / 2 if algorithm != "milp" else left, upper=known)
