@@ -24,7 +24,7 @@ FS_INLINE int micro(const int px, const int64_t known_quads, const int mode, con
   const narrow type = narrow_of(o->accumulator);
   const v_sums magic = all(12582912.0f), lift = all(type.lift);
   const int exact = mode == FS_BYTES_EXACT, quick = is_quick(mode);
-  const uint8_t *w = o->w;
+  const uint8_t *w = o->w, *ahead = o->ahead;
   v_sums c[PIXELS][2];
   wide sum[PIXELS][2];
   for (int i = 0; i < px; i++)
@@ -58,6 +58,9 @@ FS_INLINE int micro(const int px, const int64_t known_quads, const int mode, con
       c[i][1] = FS_FMADD(t1, sx, c[i][1]);                                                         \
     }                                                                                              \
   } while (0)
+    __builtin_prefetch(ahead, 0, 2);
+    __builtin_prefetch(ahead + 64, 0, 2);
+    ahead += FS_AHEAD;
     if (known_quads == 4 && PIXELS > 4) { /* the block's weights stay in eight registers */
       const v_dots *wq = (const v_dots *)(w + 8 * PANEL);
       v_dots p[8];

@@ -28,7 +28,8 @@ static __attribute__((noinline)) int64_t bytes_conv2d(const fs_conv *c, int32_t 
   const int64_t filters = c->outputs / c->groups, panels = (filters + PANEL - 1) / PANEL;
   const int64_t n = v->kernel_height * v->kernel_width * c->group_blocks, column = v->stride_width;
   micro_fn *const *table = micros_of(mode, x->block);
-  tile_work o = {column * x->row, column * x->blocks, c->outputs, terms, n, x->step, NULL, 0, 0, c->accumulator, 0};
+  tile_work o = {.a_pixel = column * x->row, .s_pixel = column * x->blocks, .out_pixel = c->outputs, .terms = terms,
+                 .num_terms = n, .step = x->step, .accumulator = c->accumulator};
   /* Tiles of about equal width; a row of outputs never shares a tile with the next. */
   const int64_t per_row = (v->out_width + PIXELS - 1) / PIXELS;
   const int64_t width = (v->out_width + per_row - 1) / per_row;
@@ -46,6 +47,8 @@ static __attribute__((noinline)) int64_t bytes_conv2d(const fs_conv *c, int32_t 
       o.outs = filters - skip < PANEL ? filters - skip : PANEL;
       const int64_t first_block = group * (c->channels / c->groups) / c->block;
       o.w = packed + panel * panel_bytes;
+      const uint8_t *stop_ahead = o.w + (panel + 1 < last_panel ? 2 : 1) * panel_bytes - FS_AHEAD * n;
+      o.ahead = stop_ahead - panel_bytes + FS_AHEAD * n;
       int64_t line = begin / v->out_width, at = begin % v->out_width;
       for (int64_t p = begin; p < end;) {
         const int64_t row = line / v->out_height * x->height + line % v->out_height * v->stride_height;
@@ -54,6 +57,7 @@ static __attribute__((noinline)) int64_t bytes_conv2d(const fs_conv *c, int32_t 
           const int64_t pixel = row * x->width + at * column, left = stop - at, px = left < width ? left : width;
           table[px](&o, (int)px, (const code *)x->codes + pixel * x->row + first_block * x->block,
                     x->scales + pixel * x->blocks + first_block, values + (p - begin) * c->outputs + output);
+          o.ahead = o.ahead + FS_AHEAD * n < stop_ahead ? o.ahead + FS_AHEAD * n : stop_ahead;
           p += px;
         }
         line++, at = 0;
