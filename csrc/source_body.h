@@ -22,8 +22,9 @@ static __attribute__((noinline)) const float *source_row(const fs_source *from, 
     n = from->columns - i < strip ? from->columns - i : strip;
     for (int64_t j = i; j < i + n && !from->window; j++)
       memcpy(row + j * channels, x + j * from->column_stride * from->pitch, (size_t)channels * sizeof *row);
-    float *strip_of = row + i * channels;
-    *saturated += run_stages(chain->stages, chain->count, chain->pointwise, 0, strip_of, channels, i, i + n, room, NULL, strip_of);
+    float *these = row + i * channels;
+    *saturated += run_stages(chain->stages, chain->count, chain->pointwise, 0, these, channels, i, i + n, room, NULL,
+                             these);
   }
   return row;
 }

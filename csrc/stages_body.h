@@ -149,10 +149,12 @@ static __attribute__((noinline)) int64_t run_stages(const fs_stage *chain, int64
 #ifdef FS_ROUND_FP16
     for (; pointwise == FS_FP16 && i + FS_RUN <= n; i += FS_RUN)
       if (!stages_in_registers(chain, count, unrounded, from + i, operand, at + i, i, rounded, to + i))
-        saturated += stage_by_stage(pointwise, chain, count, unrounded, from + i, operand, at + i, i, FS_RUN, rounded, to + i);
+        saturated += stage_by_stage(pointwise, chain, count, unrounded, from + i, operand, at + i, i, FS_RUN, rounded,
+                                    to + i);
 #endif
     if (i < n)
-      saturated += stage_by_stage(pointwise, chain, count, unrounded, from + i, operand, at + i, i, n - i, rounded, to + i);
+      saturated += stage_by_stage(pointwise, chain, count, unrounded, from + i, operand, at + i, i, n - i, rounded,
+                                  to + i);
   }
   return saturated;
 }
