@@ -78,7 +78,7 @@ def test_a_cost_graph_as_text_shows_sides_and_what_is_proved(fpgasim, costs):
         (("--max-segments", "-1"), "max_segments=-1 must be a whole number"),
         (("--capacity", "nan"), "capacity=nan must be a"),
         (("--time-limit", "-1"), "time_limit=-1.0 must be a"),
-        (("--algorithm", "best"), "no algorithm 'best'; there are auto, mincut, milp, greedy"),
+        (("--algorithm", "best"), "no algorithm 'best'; there are auto, mincut, frontier, milp, greedy"),
         (("--residency", "cached"), "'cached'; there are streamed, pinned, auto"),
     ],
 )

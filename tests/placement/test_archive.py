@@ -134,7 +134,7 @@ def within(*path, **changes):
         (lambda facts: facts | {"input_shapes": 3}, "is damaged"),
         (lambda facts: facts | {"optimized": "yes"}, "optimized='yes' must be true or false"),
         (lambda facts: facts | {"objective_name": "foo"}, "no objective 'foo'; there are latency, coverage"),
-        (lambda facts: facts | {"algorithm": "foo"}, "no algorithm of a plan 'foo'; there are mincut, milp, greedy"),
+        (lambda facts: facts | {"algorithm": "foo"}, "no algorithm of a plan 'foo'; there are mincut, frontier, milp"),
         (lambda facts: facts | {"note": 3}, "note: 3 is no text"),
         (lambda facts: facts | {"lower_bound_s": 1e9}, r"lower_bound_s=1000000000.0 is no bound below the \S+ s of"),
         (lambda facts: facts | {"lower_bound_s": "abc"}, "lower_bound_s='abc' is no bound"),

@@ -109,7 +109,7 @@ def test_auto_pins_what_fits_and_streams_the_rest():
     graph = chain(6)
     each = max(n.weight for n in fs.partition(graph, *BW).cost_graph.nodes)
     plan = fs.partition(graph, *BW, objective="latency", weights="auto", capacity=2 * each)
-    assert len(plan.pinned) == 2
+    assert plan.pinned == {"conv0"}  # the loads of the others hide behind the layers before them
     assert {d.node for d in plan.decisions if d.device == "fpga"} > plan.pinned
     streamed = fs.partition(graph, *BW)
     assert plan.objective_s < streamed.objective_s
