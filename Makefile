@@ -25,7 +25,7 @@ help:
 	@echo "make test-quick     the tests that take less than five seconds each"
 	@echo "make test-rtl       every core and network against our own RTL, with Verilator: values and cycles (needs g++)"
 	@echo "make test-oracles   formats against other emulators, which need PyTorch: in .venv-oracles, 2 GB"
-	@echo "make test-torch     export and quantization-aware training with PyTorch: in .venv-torch, 1.5 GB"
+	@echo "make test-torch     export and quantization-aware training with PyTorch: in .venv-torch, 1.5 GB (6 with CUDA)"
 	@echo "make test-sanitize  the native kernels under the address and undefined-behaviour sanitizers"
 	@echo "make test-fuzz      random shapes through every backend; EXAMPLES=20000 sets how many"
 	@echo "make lint           ruff and mypy"

@@ -75,6 +75,7 @@ def test_a_linear_layer_has_the_bits_of_conv2d_on_images_of_one_pixel(numbers: d
     assert np.array_equal(quantized(x).detach().numpy(), expected[:, :, 0, 0])
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("name", LAYERS)
 def test_in_fp32_gradients_are_those_of_pytorch(name: str) -> None:
     layer, _ = LAYERS[name]
