@@ -13,7 +13,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -221,46 +221,43 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer("POST")
 
     def _answer(self, verb: str) -> None:
-        gate, request_id, start, code = self.server.gate, new_request_id(), time.perf_counter(), "OK"
-        headers = {"x-request-id": request_id}
+        metrics, request_id, start, code = self.server.gate.metrics, new_request_id(), time.perf_counter(), "OK"
         name, self._unread = "rest", True
-        gate.metrics.in_flight.inc()
-        try:
-            with self.server.answering():
+        with self.server.answering():
+            metrics.in_flight.inc()
+            try:
                 route, parts = self._route(verb)
                 name = route.name
-                if route.keyed:
-                    given = [("authorization", value) for value in self.headers.get_all("authorization", ())]
-                    gate.check(given, name, f"{self.client_address[0]}:{self.client_address[1]}", request_id)
-                size = self._body_size(verb)
-                with route.admission.admitted(self._cancel) as ticket:
-                    self._timed.deadline = time.monotonic() + self.server.receive_s
-                    body = self.rfile.read(size)
-                    self._unread = len(body) < size
-                    ticket.received()
-                    if self._unread:
-                        raise Refusal("INVALID_ARGUMENT", f"the body has {len(body)} bytes of {size}")
-                    small = {key.lower(): value for key, value in self.headers.items()}
-                    call = Call(time.monotonic() + gate.deadline_s, ticket, lambda: True)
-                    reply = route.answer(Request(parts, small, body), call)
-                self._send(200, headers | call.facts | dict(reply.headers), reply)
-        except (ConnectionError, TimeoutError, ssl.SSLError):
-            code, self.close_connection = "CANCELLED", True
-        except Exception as error:
-            refused = refusal(error, request_id)
-            code = refused.code
-            if refused.pushback_ms is not None:
-                headers["retry-after"] = str(math.ceil(refused.pushback_ms / 1e3))
-            if code == "UNAUTHENTICATED":
-                headers["www-authenticate"] = "Bearer"
-            if self._unread:
-                self.close_connection = True
-                headers["connection"] = "close"
+                reply = self._reply(route, parts, request_id)
+            except Exception as error:
+                gone = isinstance(error, OSError)  # the caller is, or its message did not come in time
+                refused = Refusal("CANCELLED", "the message did not come") if gone else refusal(error, request_id)
+                code, reply = refused.code, _refused(refused)
+            finally:
+                metrics.in_flight.dec()
+                metrics.answered(name, code, time.perf_counter() - start)
+            self.close_connection = self.close_connection or self._unread
+            headers = {"connection": "close"} if self.close_connection else {}
             with contextlib.suppress(OSError):
-                self._send(HTTP_STATUS[code], headers, json_reply({"error": refused.text}))
-        finally:
-            gate.metrics.in_flight.dec()
-            gate.metrics.answered(name, code, time.perf_counter() - start)
+                self._send(HTTP_STATUS[code], {"x-request-id": request_id, **headers}, reply)
+
+    def _reply(self, route: Route, parts: Mapping[str, str], request_id: str) -> Reply:
+        gate = self.server.gate
+        if route.keyed:
+            given = [("authorization", value) for value in self.headers.get_all("authorization", ())]
+            gate.check(given, route.name, f"{self.client_address[0]}:{self.client_address[1]}", request_id)
+        size = self._body_size(route.verb)
+        with route.admission.admitted(self._cancel) as ticket:
+            self._timed.deadline = time.monotonic() + self.server.receive_s
+            body = self.rfile.read(size)
+            ticket.received()
+            if len(body) < size:
+                raise Refusal("INVALID_ARGUMENT", f"the body has {len(body)} bytes of {size}")
+            self._unread = False
+            small = {key.lower(): value for key, value in self.headers.items()}
+            call = Call(time.monotonic() + gate.deadline_s, ticket, lambda: True)
+            reply = route.answer(Request(parts, small, body), call)
+        return replace(reply, headers={**call.facts, **reply.headers})
 
     def _route(self, verb: str) -> tuple[Route, Mapping[str, str]]:
         path = self.path.partition("?")[0]
@@ -287,7 +284,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(code)
         self.send_header("content-type", reply.content_type)
         self.send_header("content-length", str(len(reply.body)))
-        for name, value in headers.items():
+        for name, value in (*headers.items(), *reply.headers.items()):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(reply.body)
@@ -295,6 +292,15 @@ class _Handler(BaseHTTPRequestHandler):
     def _cancel(self) -> None:
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_RD)
+
+
+def _refused(refused: Refusal) -> Reply:
+    headers = {}
+    if refused.pushback_ms is not None:
+        headers["retry-after"] = str(math.ceil(refused.pushback_ms / 1e3))
+    if refused.code == "UNAUTHENTICATED":
+        headers["www-authenticate"] = "Bearer"
+    return replace(json_reply({"error": refused.text}), headers=headers)
 
 
 def _context(certificate: Certificate) -> ssl.SSLContext:
