@@ -14,6 +14,7 @@
     ├── DownloadError   (also OSError)      a file that could not be fetched whole
     └── ServiceError                        a workspace, model, image or service that is not there or not free
         ├── WorkspaceError                  a workspace that cannot be used
+        ├── ConversionError (also ValueError)  a conversion of a model that failed or has not ended
         └── WebserviceException             Azure's name: an entry that is not there, is in use or cannot do it
             └── ModelNotFoundException      Azure's name: a model that no entry has
 
@@ -84,6 +85,10 @@ class ServiceError(FpgasimError):
 
 
 class WorkspaceError(ServiceError):
+    pass
+
+
+class ConversionError(ServiceError, ValueError):
     pass
 
 

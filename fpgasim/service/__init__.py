@@ -8,12 +8,14 @@ from typing import Any
 
 #: Public name -> the module of this package that holds it.
 _HOMES = {
+    "AccelOnnxConverter": "conversion",
     "BrainWaveStage": "stages",
     "CpuStage": "stages",
     "Densenet121": "models",
     "FpgaStage": "stages",
     "KerasStage": "stages",
     "Model": "registry",
+    "ModelConvertOperation": "conversion",
     "ModelDefinition": "pipeline",
     "OnnxStage": "stages",
     "QuantizedDensenet121": "models",

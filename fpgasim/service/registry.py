@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import json
 import os
 import re
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,15 @@ from fpgasim.service.workspace import Workspace
 #: Azure's rule for the names of models.
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9\-._]{0,254}")
 KIND = "model"
+#: No version is beyond what SQLite can hold.
+_LAST = 2**63 - 1
+#: Endings of files that hold all of a model, so that one of them in a folder is what the folder is for.
+SELF_CONTAINED = (".zip", ".fpgaplan")
 Filter = Sequence[str | Sequence[str]] | Mapping[str, str]
+Facts = Mapping[str, Any]
+Changes = Facts | Callable[[Facts], Facts]
+#: One item.
+_THIS = "kind = ? AND name = ? AND version = ?"
 
 
 class Model:
@@ -87,8 +96,11 @@ class Model:
     @property
     def derived_model_ids(self) -> list[str]:
         """The models that were made from this one by conversion."""
-        rows = self.workspace.store.read("SELECT * FROM items WHERE kind = ? ORDER BY name, version", KIND)
-        return [f"{r['name']}:{r['version']}" for r in rows if json.loads(r["facts"])["parent_id"] == self.id]
+        query = (
+            "SELECT name, version FROM items WHERE kind = ? AND json_extract(facts, '$.parent_id') = ? "
+            "ORDER BY name, version"
+        )
+        return [f"{row['name']}:{row['version']}" for row in self.workspace.store.read(query, KIND, self.id)]
 
     @staticmethod
     def register(
@@ -110,8 +122,10 @@ class Model:
             raise InputError(
                 f"model_name={model_name!r} must begin with a letter or digit and hold 1 to 255 of a-z A-Z 0-9 . _ -"
             )
+        if not isinstance(model_path, str | os.PathLike) or not os.fspath(model_path):
+            raise InputError(f"model_path={model_path!r}; the path of a file or folder would do")
         facts: dict[str, Any] = {
-            "description": description,
+            "description": _description(description),
             "tags": _texts("tags", tags),
             "properties": _texts("properties", properties),
             "unpack": Path(model_path).is_dir(),
@@ -159,24 +173,40 @@ class Model:
 
     @property
     def path(self) -> Path:
-        """Where the one file of this model lies, to be read only; WebserviceException for a folder."""
+        """Where the file of this model lies, to be read only: of a folder the one service definition or plan in it.
+
+        Raises WebserviceException for a folder that has none or several.
+        """
         contents = self.contents
         if self.unpack:
-            raise WebserviceException(f"model {self.id} is a folder of {len(contents)} files; download writes it out")
+            contents = [c for c in contents if c.path.endswith(SELF_CONTAINED) and "/" not in c.path]
+        if len(contents) != 1:
+            raise WebserviceException(
+                f"model {self.id} is a folder of {len(self.contents)} files; download writes it out"
+            )
         return self.workspace.store.path_of(contents[0])
+
+    def file(self, path: str) -> Path:
+        """Where its file of that path lies, to be read only; WebserviceException if it has none."""
+        for content in self.contents:
+            if content.path == path:
+                return self.workspace.store.path_of(content)
+        raise WebserviceException(f"model {self.id} has no file {path!r}; there are {_listed(self.contents)}")
 
     def download(self, target_dir: str | os.PathLike[str] = ".", exist_ok: bool = False) -> str:
         """Writes the model below `target_dir` and returns where: the file, or the folder, called by the model's name.
 
-        Every file is checked against its hash. Raises WebserviceException where something is there already and
-        `exist_ok` is false.
+        Every file is checked against its hash, and no link below `target_dir` is followed. Raises WebserviceException
+        where something is there already and `exist_ok` is false; else its files are replaced, others in a folder stay.
         """
-        folder = Path(target_dir)
         contents = list(self.contents)
-        target = folder / self.name if self.unpack else folder / contents[0].path
-        if target.exists() and not exist_ok:
+        if self.unpack:
+            contents = [dataclasses.replace(content, path=f"{self.name}/{content.path}") for content in contents]
+        target = Path(target_dir, self.name if self.unpack else contents[0].path)
+        if os.path.lexists(target) and not exist_ok:
             raise WebserviceException(f"{str(target)!r} is there already; exist_ok=True replaces it")
-        self.workspace.store.copy_out(contents, target if self.unpack else folder)
+        with self.workspace.store.writing():  # whoever deletes the model meanwhile leaves its files until then
+            self.workspace.store.copy_out(contents, Path(target_dir))
         return str(target)
 
     def delete(self) -> None:
@@ -185,17 +215,18 @@ class Model:
 
     def add_tags(self, tags: Mapping[str, Any]) -> None:
         """Adds `tags`, replacing those of the same keys."""
-        self._change(tags={**self.tags, **_texts("tags", tags)})
+        added = _texts("tags", tags)
+        self._change(lambda facts: {"tags": {**facts["tags"], **added}})
 
     def remove_tags(self, tags: Iterable[str]) -> None:
         """Removes the tags of these keys."""
         keys = {tags} if isinstance(tags, str) else set(tags)
-        self._change(tags={key: value for key, value in self.tags.items() if key not in keys})
+        self._change(lambda facts: {"tags": {key: facts["tags"][key] for key in facts["tags"] if key not in keys}})
 
     def update(self, tags: Mapping[str, Any] | None = None, description: str | None = None) -> None:
         """Replaces all tags, the description, or both."""
         changes: dict[str, Any] = {} if tags is None else {"tags": _texts("tags", tags)}
-        self._change(**changes, **({} if description is None else {"description": description}))
+        self._change(changes if description is None else {**changes, "description": _description(description)})
 
     def serialize(self) -> dict[str, Any]:
         """All that is known of the model, as JSON takes it."""
@@ -203,7 +234,7 @@ class Model:
         facts = {name: getattr(self, name) for name in (*names, "unpack", "parent_id", "derived_model_ids")}
         return {**facts, "created_time": self.created_time.isoformat()}
 
-    def _change(self, **changes: Any) -> None:
+    def _change(self, changes: Changes) -> None:
         change_item(self.workspace, KIND, self.name, self.version, changes)
         self.__init__(self.workspace, id=self.id)  # type: ignore[misc]
 
@@ -224,7 +255,14 @@ def add_item(
     contents: Iterable[Content] = (),
     uses: Iterable[tuple[str, str, int]] = (),
 ) -> None:
-    """Adds an item with its facts, its files and what it uses (kind, name, version), which then cannot be deleted."""
+    """Adds an item with its facts, its files and what it uses (kind, name, version), which then cannot be deleted.
+
+    WebserviceException names what was deleted already.
+    """
+    uses = list(uses)
+    for used in uses:
+        if not connection.execute(f"SELECT 1 FROM items WHERE {_THIS}", used).fetchone():
+            raise WebserviceException(f"{used[0]} {used[1]}:{used[2]}, which {kind} {name}:{version} uses, was deleted")
     connection.execute("INSERT INTO items VALUES (?, ?, ?, ?)", (kind, name, version, json.dumps(facts)))
     rows = [(kind, name, version, content.path, content.sha256, content.size) for content in contents]
     connection.executemany("INSERT INTO contents VALUES (?, ?, ?, ?, ?, ?)", rows)
@@ -233,17 +271,18 @@ def add_item(
     )
 
 
-def change_item(workspace: Workspace, kind: str, name: str, version: int, changes: Mapping[str, Any]) -> None:
-    """Changes facts of an item. WebserviceException if it is gone."""
+def change_item(workspace: Workspace, kind: str, name: str, version: int, changes: Changes) -> None:
+    """Changes facts of an item; a function makes the changes of the facts there are. WebserviceException if it is gone.
+
+    No other change comes between what the function sees and what it makes.
+    """
     with workspace.store.transaction() as connection:
-        query = "SELECT facts FROM items WHERE kind = ? AND name = ? AND version = ?"
-        row = connection.execute(query, (kind, name, version)).fetchone()
+        row = connection.execute(f"SELECT facts FROM items WHERE {_THIS}", (kind, name, version)).fetchone()
         if row is None:
             raise WebserviceException(f"{kind} {name}:{version} was deleted")
-        connection.execute(
-            "UPDATE items SET facts = ? WHERE kind = ? AND name = ? AND version = ?",
-            (json.dumps({**json.loads(row["facts"]), **changes}), kind, name, version),
-        )
+        facts = json.loads(row["facts"])
+        changed = {**facts, **(changes(facts) if callable(changes) else changes)}
+        connection.execute(f"UPDATE items SET facts = ? WHERE {_THIS}", (json.dumps(changed), kind, name, version))
 
 
 def delete_item(workspace: Workspace, kind: str, name: str, version: int) -> None:
@@ -260,9 +299,7 @@ def delete_item(workspace: Workspace, kind: str, name: str, version: int) -> Non
                 f"DeletionRequired: {kind} {name}:{version} is used by {', '.join(users)}; "
                 "delete services first, then images, then models"
             )
-        deleted = connection.execute(
-            "DELETE FROM items WHERE kind = ? AND name = ? AND version = ?", (kind, name, version)
-        ).rowcount
+        deleted = connection.execute(f"DELETE FROM items WHERE {_THIS}", (kind, name, version)).rowcount
         if not deleted:
             raise WebserviceException(f"{kind} {name}:{version} was deleted already")
     workspace.store.sweep()
@@ -270,7 +307,7 @@ def delete_item(workspace: Workspace, kind: str, name: str, version: int) -> Non
 
 def contents_of(workspace: Workspace, kind: str, name: str, version: int) -> list[Content]:
     """The files of an item, by path."""
-    query = "SELECT path, sha256, size FROM contents WHERE kind = ? AND name = ? AND version = ? ORDER BY path"
+    query = f"SELECT path, sha256, size FROM contents WHERE {_THIS} ORDER BY path"
     return [Content(*row) for row in workspace.store.read(query, kind, name, version)]
 
 
@@ -278,9 +315,11 @@ def _rows(workspace: Workspace, name: str | None, version: int | None) -> list[s
     query, values = "SELECT * FROM items WHERE kind = ?", [KIND]
     if name is not None:
         query, values = f"{query} AND name = ?", [*values, name]
+    if isinstance(version, bool) or not isinstance(version, int | None):
+        raise InputError(f"version={version!r} must be a whole number")
+    if (name is not None and not _NAME.fullmatch(name)) or (version is not None and version > _LAST):
+        return []
     if version is not None:
-        if isinstance(version, bool) or not isinstance(version, int):
-            raise InputError(f"version={version!r} must be a whole number")
         return workspace.store.read(f"{query} AND version = ?", *values, version)
     return workspace.store.read(f"{query} ORDER BY name, version DESC", *values)
 
@@ -303,6 +342,16 @@ def _texts(field: str, given: Mapping[str, Any] | None) -> dict[str, str]:
     if not isinstance(given, Mapping) or not all(isinstance(key, str) and key for key in given):
         raise InputError(f"{field}={given!r} must be a mapping from names to values")
     return {key: str(value) for key, value in given.items()}
+
+
+def _description(given: str | None) -> str | None:
+    if given is None or isinstance(given, str):
+        return given
+    raise InputError(f"description={given!r}; a text would do")
+
+
+def _listed(contents: Sequence[Content]) -> str:
+    return ", ".join(repr(content.path) for content in contents[:20]) or "none"
 
 
 def _digest(contents: Sequence[Content]) -> str:

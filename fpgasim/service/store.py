@@ -6,23 +6,27 @@
 
 A file is whole and on disk before a transaction speaks of it, so whatever a process that is killed leaves behind is at
 worst a content that nobody speaks of; `sweep` removes those. Writers hold `lock` shared, `sweep` holds it alone.
+
+Both locks, `flock` and SQLite's own, are the kernel's: they end with the process that holds them, and they need a disk
+of this machine. A folder that several machines mount is no place for a store.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
+import io
 import os
-import shutil
 import sqlite3
 import stat
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 from fpgasim.errors import WorkspaceError
 
@@ -65,40 +69,57 @@ class Content:
 
 
 class Store:
-    """The store in the folder `root`, made if it is not there. Any number of processes and threads may use one."""
+    """The store in the folder `root`; any number of processes and threads may use one.
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    With `make` it is made if it is not there. WorkspaceError for a folder that cannot be used, or that is damaged.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], *, make: bool = True) -> None:
         self.root = Path(root)
         self._files, self._incoming = self.root / "files", self.root / "incoming"
         self._local = threading.local()
         try:
-            for folder in (self._files, self._incoming):
-                folder.mkdir(parents=True, exist_ok=True)
-            (self.root / "lock").touch()
-            self._prepare()
-        except (OSError, sqlite3.Error) as error:
-            raise WorkspaceError(f"the workspace in {str(self.root)!r} cannot be used: {error}") from error
+            if make:
+                for folder in (self._files, self._incoming):
+                    folder.mkdir(parents=True, exist_ok=True)
+                os.close(os.open(self.root / "lock", os.O_CREAT | os.O_RDONLY, 0o666))
+        except (OSError, ValueError) as error:  # a NUL in the path
+            raise self._unusable(error) from error
+        with self._telling():
+            self._prepare(make)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A connection on which everything happens, on disk, when the block ends, or nothing if it raises."""
-        connection = self._connection()
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield connection
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
-        connection.execute("COMMIT")
+        """A connection on which everything happens, on disk, when the block ends, or nothing if it raises.
+
+        What SQLite raises becomes a WorkspaceError: a full disk, a damaged database, a minute of others' writing.
+        """
+        with self._telling():
+            connection = self._connection()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:  # some failures have ended it already
+                    connection.execute("ROLLBACK")
+                raise
 
     def read(self, query: str, *values: Any) -> list[sqlite3.Row]:
         """The rows of a query that writes nothing."""
-        return self._connection().execute(query, values).fetchall()
+        with self._telling():
+            return self._connection().execute(query, values).fetchall()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Within it the contents that `put` makes are safe from `sweep`: what speaks of them goes in before it ends."""
         with self._locked(fcntl.LOCK_SH):
+            yield
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within it nobody else writes contents, and nobody else is alone."""
+        with self._locked(fcntl.LOCK_EX):
             yield
 
     def put(self, source: str | os.PathLike[str]) -> list[Content]:
@@ -119,17 +140,16 @@ class Store:
                     raise WorkspaceError(f"{str(path)!r} is neither a file nor a folder; links are not followed")
                 if path.is_file():
                     found.append(self._put_file(path, path.relative_to(source).as_posix()))
-        except OSError as error:
-            raise WorkspaceError(f"{str(source)!r} cannot be read: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:  # a NUL in the path
+            reason = getattr(error, "strerror", None) or error
+            raise WorkspaceError(f"{str(source)!r} cannot be read: {reason}") from error
         if not found:
             raise WorkspaceError(f"the folder {str(source)!r} holds no file")
         return found
 
     def put_bytes(self, data: bytes, path: str) -> Content:
         """The content `data`, kept by its hash, as a file of that path."""
-        with self._new_file() as (file, temporary):
-            file.write(data)
-        return self._keep(temporary, path, hashlib.sha256(data).hexdigest(), len(data))
+        return self._put(io.BytesIO(data), path)
 
     def path_of(self, content: Content) -> Path:
         """Where `content` lies: to be read, never to be written. WorkspaceError if it is gone or of another size."""
@@ -144,24 +164,18 @@ class Store:
             )
         return path
 
-    def copy_out(self, contents: list[Content], target: Path) -> None:
-        """Writes `contents` below the folder `target`, each checked against its hash. WorkspaceError if one differs."""
-        for content in contents:
-            relative = PurePosixPath(content.path)
-            if relative.is_absolute() or ".." in relative.parts:
-                raise WorkspaceError(f"the path {content.path!r} leads out of the folder it belongs to")
-            path = target / relative
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-            try:
-                shutil.copyfile(self.path_of(content), temporary)
-                if _hash(temporary) != content.sha256:
-                    raise WorkspaceError(
-                        f"the content of {content.path!r} is not what was registered: its hash differs"
-                    )
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+    def copy_out(self, contents: Iterable[Content], target: Path) -> None:
+        """Writes `contents` below the folder `target`, each checked against its hash, and nothing anywhere else.
+
+        A link within `target` is never followed: one in a file's place is replaced, one in a folder's place refused.
+        Raises WorkspaceError for that, for a content that is not what it was, and where it cannot be written.
+        """
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            for content in contents:
+                self._copy_out(content, target)
+        except OSError as error:
+            raise WorkspaceError(f"{str(target)!r} cannot be written: {error.strerror or error}") from error
 
     def sweep(self) -> int:
         """Removes contents that nothing speaks of, unless others write just now; returns how many."""
@@ -173,72 +187,167 @@ class Store:
             return len(unknown)
         return 0
 
-    def _put_file(self, source: Path, path: str) -> Content:
-        digest, size = hashlib.sha256(), 0
-        with source.open("rb") as reader, self._new_file() as (file, temporary):
-            while chunk := reader.read(_CHUNK):
-                digest.update(chunk)
-                file.write(chunk)
-                size += len(chunk)
-        return self._keep(temporary, path, digest.hexdigest(), size)
+    def _copy_out(self, content: Content, target: Path) -> None:
+        *folders, name = content.path.split("/")
+        if not all(part not in ("", ".", "..") and "\0" not in part for part in (*folders, name)):
+            raise WorkspaceError(f"the path {content.path!r} leads out of the folder it belongs to")
+        source, partial = self.path_of(content), f".{uuid.uuid4().hex}"
+        with contextlib.ExitStack() as opened:
+            folder = _open_folder(opened, target)
+            for part in folders:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(part, dir_fd=folder)
+                try:
+                    folder = _open_folder(opened, part, folder)
+                except OSError as error:
+                    if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                        raise
+                    raise WorkspaceError(f"{part!r} of {content.path!r} in {str(target)!r} is no folder") from error
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            try:
+                with source.open("rb") as reader, open(os.open(partial, flags, 0o644, dir_fd=folder), "wb") as file:
+                    digest, _ = _copy(reader, file)
+                if digest != content.sha256:
+                    raise WorkspaceError(
+                        f"the content of {content.path!r} is not what was registered: its hash differs"
+                    )
+                os.replace(partial, name, src_dir_fd=folder, dst_dir_fd=folder)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(partial, dir_fd=folder)
 
-    @contextlib.contextmanager
-    def _new_file(self) -> Iterator[tuple[Any, Path]]:
+    def _put_file(self, source: Path, path: str) -> Content:
+        with source.open("rb") as reader:
+            return self._put(reader, path)
+
+    def _put(self, reader: IO[bytes], path: str) -> Content:
+        if not path.isprintable():  # not UTF-8, or what no list of files can show
+            raise WorkspaceError(f"the file name {path!r} cannot be kept; printable characters would do")
         temporary = self._incoming / uuid.uuid4().hex
         try:
             with temporary.open("xb") as file:
-                yield file, temporary
+                sha256, size = _copy(reader, file)
                 file.flush()
                 os.fsync(file.fileno())
-        except BaseException:
+            self._keep(temporary, sha256)
+        except OSError as error:
+            raise WorkspaceError(f"{path!r} cannot be kept in {str(self.root)!r}: {error.strerror or error}") from error
+        finally:
             temporary.unlink(missing_ok=True)
-            raise
+        return Content(path, sha256, size)
 
-    def _keep(self, temporary: Path, path: str, sha256: str, size: int) -> Content:
+    def _keep(self, temporary: Path, sha256: str) -> None:
         home = self._home(sha256)
         home.parent.mkdir(exist_ok=True)
         temporary.chmod(0o444)
         os.replace(temporary, home)  # the same bytes, if somebody was quicker
         for folder in (home.parent, self._files):
             _sync(folder)
-        return Content(path, sha256, size)
 
     def _home(self, sha256: str) -> Path:
         return self._files / sha256[:2] / sha256
 
     @contextlib.contextmanager
     def _locked(self, how: int) -> Iterator[None]:
-        with (self.root / "lock").open("rb") as lock:
+        try:
+            lock = (self.root / "lock").open("rb")
+        except OSError as error:
+            raise self._unusable(error) from error
+        with lock:
             fcntl.flock(lock, how)
             yield
 
-    def _connection(self) -> sqlite3.Connection:
-        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if found is None or self._local.process != os.getpid():  # a connection must not cross a fork
-            found = sqlite3.connect(self.root / "registry.db", timeout=BUSY_S, isolation_level=None)
-            found.row_factory = sqlite3.Row
-            found.execute("PRAGMA foreign_keys = ON")
-            found.execute("PRAGMA synchronous = FULL")
-            self._local.connection, self._local.process = found, os.getpid()
-        return found
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """What SQLite raises, as one line that names the workspace."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
 
-    def _prepare(self) -> None:
+    def _unusable(self, error: Exception) -> WorkspaceError:
+        return WorkspaceError(f"{self._where} cannot be used: {getattr(error, 'strerror', None) or error}")
+
+    @property
+    def _where(self) -> str:
+        return f"the workspace in {str(self.root)!r}"
+
+    def _connection(self, make: bool = False) -> sqlite3.Connection:
+        """This thread's connection, to the database that is there now."""
+        path = self.root / "registry.db"
+        found: _Opened | None = getattr(self._local, "opened", None)
+        if found is not None and found.process != os.getpid():
+            _INHERITED.append(found)
+            found = None
+        try:
+            if found is None or found.file != _file(path):
+                found = self._local.opened = _Opened(path, make)
+        except OSError as error:
+            raise self._unusable(error) from error
+        return found.connection
+
+    def _prepare(self, make: bool) -> None:
         """Makes the tables in a new database; refuses one of a later version."""
-        with self._locked(fcntl.LOCK_EX):
-            connection = self._connection()
-            connection.execute("PRAGMA journal_mode = WAL")
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if self._version(make) == SCHEMA_VERSION:
+            return
+        with self.alone():
+            connection, version = self._connection(make), self._version(make)
             if version > SCHEMA_VERSION:
-                raise WorkspaceError(
-                    f"the workspace in {str(self.root)!r} is of version {version}; this fpgasim knows {SCHEMA_VERSION}"
-                )
+                raise WorkspaceError(f"{self._where} is of version {version}; this fpgasim knows {SCHEMA_VERSION}")
+            if version == 0 and not make:
+                raise WorkspaceError(f"{self._where} is damaged: its registry.db is empty")
             if version == 0:
+                connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 
+    def _version(self, make: bool) -> int:
+        (version,) = self._connection(make).execute("PRAGMA user_version").fetchone()
+        return int(version)
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+
+class _Opened:
+    """A connection, the file it was opened on and the process that did: one must not cross a fork."""
+
+    def __init__(self, path: Path, make: bool) -> None:
+        if not make:
+            _file(path)  # SQLite would make it
+        self.connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        self.connection.row_factory = sqlite3.Row
+        self.connection.execute("PRAGMA foreign_keys = ON")
+        self.connection.execute("PRAGMA synchronous = FULL")
+        self.file, self.process = _file(path), os.getpid()
+
+    def __del__(self) -> None:
+        if hasattr(self, "connection"):
+            self.connection.close()
+
+
+#: Connections of the process that this one was forked from: to be closed by that one.
+_INHERITED: list[_Opened] = []
+
+
+def _file(path: Path) -> tuple[int, int]:
+    """What tells the file at `path` from another that takes its place."""
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def _copy(reader: IO[bytes], writer: IO[bytes]) -> tuple[str, int]:
+    """Copies all there is; its SHA-256 and size."""
+    digest, size = hashlib.sha256(), 0
+    while chunk := reader.read(_CHUNK):
+        digest.update(chunk)
+        writer.write(chunk)
+        size += len(chunk)
+    return digest.hexdigest(), size
+
+
+def _open_folder(opened: contextlib.ExitStack, path: str | Path, within: int | None = None) -> int:
+    """A descriptor of the folder, until `opened` ends; one within another must not be a link."""
+    follow = 0 if within is None else os.O_NOFOLLOW
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | follow, dir_fd=within)
+    opened.callback(os.close, descriptor)
+    return descriptor
 
 
 def _sync(folder: Path) -> None:

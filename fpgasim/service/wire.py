@@ -24,7 +24,7 @@ PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
 INFERENCE_SERVICE = "inference.GRPCInferenceService"
 
-_FILES = ("tensor.proto", "serving.proto", "inference.proto")
+_FILES = ("tensor.proto", "serving.proto", "inference.proto", "saved_model.proto")
 _SET = "wire.binpb"
 
 

@@ -14,6 +14,8 @@ from fpgasim.service.store import Store
 
 #: Where `config.json` says which workspace is meant, from the folder of the work upwards.
 CONFIG = "config.json"
+#: What a workspace says of itself, written once it can be used.
+_FACTS = "workspace.json"
 _CONFIG_FOLDERS = ("", ".azureml", "aml_config", ".fpgasim")
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{1,32}")
 _FIELDS = ("subscription_id", "resource_group", "location")
@@ -38,7 +40,7 @@ class Workspace:
     @cached_property
     def store(self) -> Store:
         """What it is kept in."""
-        return Store(self.root)
+        return Store(self.root, make=False)
 
     @classmethod
     def create(
@@ -61,18 +63,26 @@ class Workspace:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise InputError(f"name={name!r} of a workspace must be 2 to 33 letters, digits, _ or -")
         root = workspaces_folder() / name if path is None else Path(path)
-        if (root / "workspace.json").exists():
-            if not exist_ok:
-                raise WorkspaceError(f"there is a workspace in {str(root)!r} already; exist_ok=True takes it")
-            return cls._open(root)
         given = {"subscription_id": subscription_id, "resource_group": resource_group, "location": location}
         facts = {"name": name, **_LOCAL, **{field: value for field, value in given.items() if value is not None}}
-        workspace = cls(name, root, facts)
-        assert workspace.store
-        temporary = root / f".workspace.{os.getpid()}"
-        temporary.write_text(json.dumps(facts, indent=1))
-        os.replace(temporary, root / "workspace.json")
-        return workspace
+        settled = root / _FACTS
+        if not settled.exists():
+            with Store(root).alone():  # of several processes one makes it
+                if not settled.exists():
+                    return cls._make(root, facts)
+        if not exist_ok:
+            raise WorkspaceError(f"there is a workspace in {str(root)!r} already; exist_ok=True takes it")
+        return cls._open(root)
+
+    @classmethod
+    def _make(cls, root: Path, facts: dict[str, str]) -> Workspace:
+        partial = root / f".{_FACTS}"
+        try:
+            partial.write_text(json.dumps(facts, indent=1))
+            os.replace(partial, root / _FACTS)
+        except OSError as error:
+            raise WorkspaceError(f"the workspace in {str(root)!r} cannot be made: {error.strerror}") from error
+        return cls(facts["name"], root, facts)
 
     @classmethod
     def get(cls, name: str, **ignored: Any) -> Workspace:
@@ -98,6 +108,8 @@ class Workspace:
         if not isinstance(config, dict) or not isinstance(config.get("workspace_name"), str):
             raise WorkspaceError(f"the configuration {str(found)!r} must name a workspace_name")
         folder = config.get("path")
+        if not isinstance(folder, str | None):
+            raise WorkspaceError(f"the configuration {str(found)!r} has path {folder!r}; that of a folder would do")
         given = {field: config[field] for field in _FIELDS if isinstance(config.get(field), str)}
         return cls.create(
             config["workspace_name"], path=None if folder is None else found.parent / folder, exist_ok=True, **given
@@ -115,7 +127,7 @@ class Workspace:
     @classmethod
     def _open(cls, root: Path) -> Workspace:
         try:
-            facts = json.loads((root / "workspace.json").read_text())
+            facts = json.loads((root / _FACTS).read_text())
             return cls(facts["name"], root, facts)
         except FileNotFoundError:
             raise WorkspaceError(f"there is no workspace in {str(root)!r}; Workspace.create makes one") from None
