@@ -68,7 +68,7 @@ def is_map(kind: onnx.TypeProto) -> bool:
         case "optional_type":
             return is_map(kind.optional_type.elem_type)
         case value:
-            return value == "map_type"
+            return str(value) == "map_type"
 
 
 def _sparse_value(node: onnx.NodeProto) -> onnx.AttributeProto | None:
