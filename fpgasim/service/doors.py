@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
@@ -25,6 +24,8 @@ from fpgasim.service.metrics import Metrics
 ROUTE_HEADER = "x-ms-aml-grpc-service-route"
 #: Path of a method -> its gRPC handler.
 Handlers = Mapping[str, Any]
+#: Longer than the quiet that a server waits for before it ends.
+_CLOSED_PUSHBACK_MS = 200
 #: What a call without a deadline has left, at least.
 _FOREVER_S = 1e8
 
@@ -36,13 +37,22 @@ class Opens(Protocol):
         """Whether a call with this metadata is let in."""
 
 
-@dataclass(frozen=True)
 class Gate:
     """What every call passes: its key, if there are keys, and the counters; no call takes longer than `deadline_s`."""
 
-    keys: Opens | None
-    metrics: Metrics
-    deadline_s: float
+    def __init__(self, keys: Opens | None, metrics: Metrics, deadline_s: float) -> None:
+        self.metrics, self.deadline_s = metrics, deadline_s
+        self._keys = keys
+        self._closed, self._refused_at = False, 0.0
+
+    def close(self) -> None:
+        """Refuses all calls from now on, but those that ask for health."""
+        self._closed, self._refused_at = True, time.monotonic()
+
+    @property
+    def quiet_s(self) -> float:
+        """For how long none has been refused since it closed."""
+        return time.monotonic() - self._refused_at
 
     @contextlib.contextmanager
     def passed(self, method: str, context: Any, *, keyed: bool = True) -> Iterator[None]:
@@ -68,10 +78,14 @@ class Gate:
             self.metrics.answered(method, code, time.perf_counter() - start)
 
     def check(self, metadata: Any, method: str, peer: str, request_id: str) -> None:
-        """Raises Refusal, UNAUTHENTICATED, for a call without a key that opens, and writes a line about it."""
-        if self.keys is not None and not self.keys.opens(metadata):
+        """Raises Refusal: UNAUTHENTICATED, with a line in the audit log, for a call without a key that opens, and
+        UNAVAILABLE once closed."""
+        if self._keys is not None and not self._keys.opens(metadata):
             auth.audit("refused", method=method, peer=peer, request_id=request_id)
             raise Refusal("UNAUTHENTICATED", "no key, or a wrong one; authorization: Bearer KEY would do")
+        if self._closed:
+            self._refused_at = time.monotonic()
+            raise Refusal("UNAVAILABLE", "the server is shutting down; another one would do", _CLOSED_PUSHBACK_MS)
 
 
 def unary(gate: Gate, admission: Admission, service: str, methods: Methods, *, keyed: bool = True) -> Handlers:

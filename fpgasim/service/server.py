@@ -30,6 +30,8 @@ from fpgasim.service.steps import Pace, VirtualFpga
 
 #: Places for calls that do not compute: health, metadata, reflection.
 _LIGHT_PLACES = 64
+#: For how long no call must come before a server that takes none any more ends, and how long it waits for that at most.
+_QUIET_S, _CLOSING_S = 0.05, 2.0
 #: A health check comes whole in one packet, so whoever takes longer has no claim to its place.
 _HEALTH_RECEIVE_S, _HEALTH_PATIENCE_S = 5.0, 0.05
 _SPARE_THREADS = 32
@@ -208,7 +210,12 @@ class Server:
         end = time.monotonic() + grace_s
         self._health.enter_graceful_shutdown()
         self._host.draining = True
-        stopped = self._grpc.stop(grace_s)
+        self._gate.close()
+        # gRPC cancels a call that comes just as it stops, which no client may repeat: so it stops when none comes
+        latest = min(end, time.monotonic() + _CLOSING_S)
+        while time.monotonic() < latest and self._gate.quiet_s < _QUIET_S:
+            time.sleep(_QUIET_S / 10)
+        stopped = self._grpc.stop(max(0.0, end - time.monotonic()))
         for rest in self._rest.values():
             rest.drain(max(0.0, end - time.monotonic()))
         stopped.wait()
