@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import fpgasim
 from fpgasim.errors import FpgasimError, InputError, ModelError, UnknownNameError
 from fpgasim.graph import Graph
 from fpgasim.npu import DEVICES
@@ -86,9 +87,7 @@ class ModelDefinition:
     @property
     def environment(self) -> dict[str, str]:
         """What it is made with."""
-        from fpgasim import __version__
-
-        return {"python_version": platform.python_version(), "package_version": __version__}
+        return {"python_version": platform.python_version(), "package_version": fpgasim.__version__}
 
     @property
     def signature(self) -> Signature:
