@@ -21,9 +21,11 @@ from fpgasim.cli import (
     operators,
     partitioning,
     programs,
+    registry,
     reports,
     serving,
     speed,
+    workspaces,
     zoo,
 )
 from fpgasim.errors import FpgasimError, status
@@ -38,7 +40,7 @@ COMMANDS = {
         zoo.zoo,
         models.demo,
     ),
-    "Service": (serving.serve,),
+    "Service": (workspaces.workspace, registry.model, registry.convert, serving.serve,),
     "Numbers": (numbers.quantize,),
     "Programs of the engine": (emission.emit, programs.asm, programs.disasm),
     "Speed": (speed.bench,),

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,20 +162,22 @@ class ModelConvertOperation:
 
         What was logged before is printed too. A failure is told by its line in the log and by `result`.
         """
+        for line in self.lines(timeout):
+            if show_output:
+                print(line, flush=True)
+        return self.status == "Succeeded"
+
+    def lines(self, timeout: float | None = None) -> Iterator[str]:
+        """The lines of the log from the first one, as they come, until it has ended or `timeout` seconds are over."""
         end = None if timeout is None else time.monotonic() + timeout
-        shown = 0
-        while True:
+        shown, ended = 0, False
+        while not ended and (end is None or time.monotonic() < end):
             with self._changed:
-                left = None if end is None else end - time.monotonic()
                 if not self._ended and len(self._lines) == shown:
-                    self._changed.wait(left)
+                    self._changed.wait(None if end is None else end - time.monotonic())
                 lines, ended = self._lines[shown:], self._ended
             shown += len(lines)
-            if show_output:
-                for line in lines:
-                    print(line, flush=True)
-            if ended or (end is not None and time.monotonic() >= end):
-                return ended and self._error is None
+            yield from lines
 
     @property
     def result(self) -> Model:

@@ -72,7 +72,7 @@ class Workspace:
                     return cls._make(root, facts)
         if not exist_ok:
             raise WorkspaceError(f"there is a workspace in {str(root)!r} already; exist_ok=True takes it")
-        return cls._open(root)
+        return cls.open(root)
 
     @classmethod
     def _make(cls, root: Path, facts: dict[str, str]) -> Workspace:
@@ -88,7 +88,7 @@ class Workspace:
     def get(cls, name: str, **ignored: Any) -> Workspace:
         """The workspace of that name; WorkspaceError if there is none."""
         del ignored
-        return cls._open(workspaces_folder() / name)
+        return cls.open(workspaces_folder() / name)
 
     @classmethod
     def from_config(cls, path: str | os.PathLike[str] | None = None) -> Workspace:
@@ -125,7 +125,9 @@ class Workspace:
         return target
 
     @classmethod
-    def _open(cls, root: Path) -> Workspace:
+    def open(cls, path: str | os.PathLike[str]) -> Workspace:
+        """The workspace in the folder `path`; WorkspaceError if there is none, or a damaged one."""
+        root = Path(path)
         try:
             facts = json.loads((root / _FACTS).read_text())
             return cls(facts["name"], root, facts)

@@ -21,7 +21,7 @@ import pathlib, random, sys
 from fpgasim.service.registry import Model
 from fpgasim.service.workspace import Workspace
 root, writer, count = sys.argv[1:]
-workspace = Workspace._open(pathlib.Path(root))
+workspace = Workspace.open(pathlib.Path(root))
 for i in range(int(count)):
     source = pathlib.Path(root, f"source-{writer}-{i}")
     source.mkdir(exist_ok=True)
@@ -191,7 +191,7 @@ def test_a_workspace_of_a_later_version_is_refused(workspace):
     with workspace.store.transaction() as connection:
         connection.execute("PRAGMA user_version = 99")
     with pytest.raises(WorkspaceError, match="version 99"):
-        assert Workspace._open(workspace.root).store
+        assert Workspace.open(workspace.root).store
 
 
 def test_a_config_file_names_the_workspace(tmp_path, monkeypatch):

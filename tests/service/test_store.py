@@ -67,7 +67,7 @@ def assert_nothing_is_left(workspace):
 def test_a_sweep_leaves_what_another_process_is_about_to_register(workspace, tmp_path):
     writer = process(
         """
-store = Workspace._open(root).store
+store = Workspace.open(root).store
 with store.writing():
     content = store.put_bytes(b"new", "f")
     print(content.sha256, flush=True)
@@ -87,7 +87,7 @@ with store.writing():
 def test_a_writer_waits_for_a_sweep_of_another_process(workspace, tmp_path):
     sweeper = process(
         """
-store = Workspace._open(root).store
+store = Workspace.open(root).store
 with store.alone():
     print("alone", flush=True)
     sys.stdin.readline()
@@ -108,7 +108,7 @@ with store.alone():
 
 def test_registering_deleting_and_sweeping_at_once_loses_nothing(workspace):
     churn = """
-workspace = Workspace._open(root)
+workspace = Workspace.open(root)
 for i in range(15):
     source = root / f"{sys.argv[2]}-{i}"
     source.write_text(f"{i % 3}")  # the same contents as the others'
@@ -142,7 +142,7 @@ except Exception as error:
         lines = [maker.communicate(timeout=120)[0].split() for maker in makers]
     assert sorted(line[0] for line in lines) == ["WorkspaceError", "WorkspaceError", "WorkspaceError", "made"]
     (name,) = [line[1] for line in lines if line[0] == "made"]
-    assert Workspace._open(tmp_path / "w").name == name
+    assert Workspace.open(tmp_path / "w").name == name
     takers = [process(make, tmp_path / "w", i, "ok") for i in range(2)]
     with ended(*takers):
         assert {taker.communicate(timeout=120)[0] for taker in takers} == {f"made {name}\n"}
@@ -293,7 +293,7 @@ def test_a_damaged_database_is_told(workspace, tmp_path):
         (workspace.root / name).unlink(missing_ok=True)
     (workspace.root / "registry.db").write_bytes(b"no database" * 1000)
     with pytest.raises(WorkspaceError, match="cannot be used: file is not a database"):
-        Model.list(Workspace._open(workspace.root))
+        Model.list(Workspace.open(workspace.root))
     with pytest.raises(WorkspaceError, match="cannot be used"):
         Workspace.create("tests", path=workspace.root, exist_ok=True).store.read("SELECT 1 FROM items")
 
@@ -332,16 +332,16 @@ def test_a_workspace_that_is_renamed_works_under_its_new_name_and_fails_under_it
     with pytest.raises(WorkspaceError, match="cannot be used: No such file"):
         Model.list(workspace)
     with pytest.raises(WorkspaceError, match="there is no workspace"):
-        Workspace._open(workspace.root)
+        Workspace.open(workspace.root)
     assert not workspace.root.exists()
-    assert Model(Workspace._open(moved), "m").path.read_text() == "weights"
+    assert Model(Workspace.open(moved), "m").path.read_text() == "weights"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": "n"}', "\x00", "nonsense"])
 def test_damaged_facts_of_a_workspace_are_told(workspace, text):
     (workspace.root / "workspace.json").write_text(text)
     with pytest.raises(WorkspaceError, match="is damaged"):
-        Workspace._open(workspace.root)
+        Workspace.open(workspace.root)
 
 
 @pytest.mark.parametrize("config", [[], {}, {"workspace_name": 3}, {"workspace_name": "w1", "path": 3}])
