@@ -41,6 +41,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--device", default="bw_a10", show_default=True, help="See `fpgasim devices`; or a .yaml file.")
 @click.option("--format", "format_", default="bw_1s5e5m", show_default=True, help="See `fpgasim formats`.")
 @click.option("--name", help="What it is called; default: after the model.")
+@click.option("--model-version", default=1, show_default=True, type=click.IntRange(1), help="Its version.")
 @click.option("--service", help="Another name of the whole, as the route of Azure's clients says it.")
 @click.option("--weights", metavar="FILE", help="A network's checkpoint; without one, random weights.")
 @click.option("--seed", default=0, show_default=True, help="Of random weights.")
@@ -74,6 +75,7 @@ def serve(
     device: str,
     format_: str,
     name: str | None,
+    model_version: int,
     service: str | None,
     weights: str | None,
     seed: int,
@@ -146,7 +148,7 @@ def serve(
         signal.signal(number, lambda *_: sys.exit(0))  # nothing has been let in yet
     signal.signal(signal.SIGHUP, lambda *_: server.refresh())
     server.start()
-    made = load(model, name, weights=weights, seed=seed)
+    made = load(model, name, model_version, weights=weights, seed=seed)
     server.replace(made.name, made)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -1,0 +1,162 @@
+"""What this machine says to a server of its own: whether it is well, which model it should serve, and one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fpgasim.errors import InputError, WebserviceException
+
+if TYPE_CHECKING:
+    from fpgasim.service.processes import ServiceConfig
+
+Array = np.ndarray[Any, Any]
+_ANY_SIZE = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+_MODEL_PLATFORM = "fpgasim"
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a replica listens, the certificate it shows (PEM; None: no TLS) and the key that it asks for, if any."""
+
+    host: str
+    port: int
+    certificate: bytes | None = None
+    key: str | None = None
+
+    @property
+    def target(self) -> str:
+        host = reachable(self.host)
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    def channel(self) -> Any:
+        """A gRPC channel; the certificate itself is trusted, and nothing else."""
+        import grpc
+
+        if self.certificate is None:
+            return grpc.insecure_channel(self.target, options=_ANY_SIZE)
+        name = [("grpc.ssl_target_name_override", certified_name(self.certificate))]
+        return grpc.secure_channel(self.target, grpc.ssl_channel_credentials(self.certificate), [*_ANY_SIZE, *name])
+
+    def call(self, service: str, method: str, request: Any, response: Any, timeout_s: float) -> Any:
+        """The reply to `request`. WebserviceException says what the replica, or gRPC, says instead."""
+        import grpc
+
+        metadata = [] if self.key is None else [("authorization", f"Bearer {self.key}")]
+        with self.channel() as channel:
+            ask = channel.unary_unary(
+                f"/{service}/{method}",
+                request_serializer=type(request).SerializeToString,
+                response_deserializer=response.FromString,
+            )
+            try:
+                return ask(request, timeout=timeout_s, metadata=metadata)
+            except grpc.RpcError as error:
+                raise WebserviceException(f"{self.target} answers {error.code().name}: {error.details()}") from error
+
+
+def is_well(address: Address, timeout_s: float = 10.0) -> str | None:
+    """None if the server says that it is SERVING, else what it says."""
+    from grpc_health.v1 import health_pb2
+
+    try:
+        request, response = health_pb2.HealthCheckRequest(), health_pb2.HealthCheckResponse
+        status = address.call("grpc.health.v1.Health", "Check", request, response, timeout_s).status
+    except WebserviceException as error:
+        return str(error)
+    if status == health_pb2.HealthCheckResponse.SERVING:
+        return None
+    return f"{address.target} is {health_pb2.HealthCheckResponse.ServingStatus.Name(status)}"
+
+
+def load_model(address: Address, config: ServiceConfig, timeout_s: float = 600.0) -> None:
+    """Makes the server serve the model of `config` and no other, with no call lost. Raises WebserviceException."""
+    from fpgasim.service import wire
+
+    request, response = wire.methods(wire.MODEL_SERVICE)["HandleReloadConfigRequest"]
+    asked = request()
+    model = asked.config.model_config_list.config.add(
+        name=config.model, base_path=config.model, model_platform=_MODEL_PLATFORM
+    )
+    model.model_version_policy.specific.versions.append(config.model_version)
+    status = address.call(wire.MODEL_SERVICE, "HandleReloadConfigRequest", asked, response, timeout_s).status
+    if status.error_code:
+        raise WebserviceException(f"{address.target} does not take the model: {status.error_message}")
+
+
+def predict(address: Address, inputs: Mapping[str, Array], timeout_s: float = 60.0) -> dict[str, Array]:
+    """Output name -> array of one Predict call. Raises WebserviceException with the server's reason."""
+    from fpgasim.service import tensors, wire
+
+    request, response = wire.methods(wire.PREDICTION_SERVICE)["Predict"]
+    asked = request()
+    for name, array in inputs.items():
+        asked.inputs[name].CopyFrom(tensors.to_proto(array, content=array.dtype.kind not in "OSU"))
+    reply = address.call(wire.PREDICTION_SERVICE, "Predict", asked, response, timeout_s)
+    return {name: tensors.from_proto(proto, name) for name, proto in reply.outputs.items()}
+
+
+def read_input(given: object) -> dict[str, Array]:
+    """What `Webservice.run` takes, as inputs: of one picture (path, bytes, open file), an array, or arrays by name.
+
+    A file that was opened as text is read by its name, since the picture is not in its text; an array of floating-point
+    numbers is sent as float32. Raises InputError.
+    """
+    from fpgasim.service.servables import IMAGES
+
+    if isinstance(given, Mapping):
+        return {str(name): np.asarray(value) for name, value in given.items()}
+    if isinstance(given, np.ndarray):
+        return {IMAGES: given.astype(np.float32) if given.dtype.kind == "f" else given}
+    pictures = np.empty(1, object)
+    pictures[0] = _picture(given)
+    return {IMAGES: pictures}
+
+
+def _picture(given: Any) -> bytes:
+    try:
+        if isinstance(given, bytes | bytearray | memoryview):
+            return bytes(given)
+        if isinstance(given, str | Path):
+            return Path(given).read_bytes()
+        name = getattr(given, "name", None)
+        if isinstance(getattr(given, "encoding", None), str) and isinstance(name, str):
+            return Path(name).read_bytes()
+        data = given.read()
+    except OSError as error:
+        raise InputError(f"{str(getattr(error, 'filename', given))!r} cannot be read: {error.strerror}") from error
+    except AttributeError:
+        data = given
+    if not isinstance(data, bytes):
+        kind = type(data).__name__
+        raise InputError(f"input_data is a {kind}; a path, bytes, an open file, an array or arrays by name would do")
+    return data
+
+
+def pictures_of(outputs: Mapping[str, Array], single: bool) -> Any:
+    """What `Webservice.run` gives: the only output, for a single picture without its first axis; else all by name."""
+    arrays = {name: array[0] if single and array.ndim and len(array) == 1 else array for name, array in outputs.items()}
+    return next(iter(arrays.values())) if len(arrays) == 1 else arrays
+
+
+def reachable(host: str) -> str:
+    """`host` as this machine calls it: a server that listens everywhere is also here."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def certified_name(certificate: bytes) -> str:
+    """A name or address that the certificate (PEM) is for; the last resort is its subject's."""
+    from cryptography import x509
+
+    found = x509.load_pem_x509_certificates(certificate)[0]
+    try:
+        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        common = found.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+        return str(common[0].value) if common else "localhost"
+    every = [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
+    return every[0].replace("*", "any") if every else "localhost"
