@@ -162,7 +162,7 @@ def cpu_step(graph: Graph, name: str) -> Step:
         start = time.perf_counter()
         return Done(runner.run(feeds, names), time.perf_counter() - start)
 
-    return Step(name, inputs, outputs, run)
+    return _with_text(Step(name, inputs, outputs, run))
 
 
 def fpga_step(plan: Plan, name: str) -> Step:
@@ -192,7 +192,39 @@ def fpga_step(plan: Plan, name: str) -> Step:
             made = session.run(feeds)
         return Done(made, time.perf_counter() - start, cycles, fpga_seconds)
 
-    return Step(name, specs(graph.inputs, graph), specs(graph.outputs, graph), run, plan)
+    return _with_text(Step(name, specs(graph.inputs, graph), specs(graph.outputs, graph), run, plan))
+
+
+def _with_text(step: Step) -> Step:
+    """`step`, whose strings are ONNX Runtime's, which are text, with strings that are bytes, in UTF-8, as requests
+    have them."""
+    if not any(spec.is_text for spec in (*step.inputs, *step.outputs)):
+        return step
+
+    def run(feeds: Mapping[str, Array], machine: Machine) -> Done:
+        done = step.run({name: _text(name, array) for name, array in feeds.items()}, machine)
+        return replace(done, outputs={name: _utf8(array) for name, array in done.outputs.items()})
+
+    return replace(step, run=run)
+
+
+def _text(name: str, array: Array) -> Array:
+    if array.dtype != object:
+        return array
+    made = np.empty(array.shape, object)
+    try:
+        made.flat = [item.decode() if isinstance(item, bytes) else str(item) for item in array.flat]
+    except UnicodeDecodeError as error:
+        raise InputError(f"input {name!r} holds a string that is no UTF-8: {error}") from None
+    return made
+
+
+def _utf8(array: Array) -> Array:
+    if array.dtype.kind not in "OU":
+        return array
+    made = np.empty(array.shape, object)
+    made.flat = [item if isinstance(item, bytes) else str(item).encode() for item in array.flat]
+    return made
 
 
 def in_layout(step: Step, layout: Layout) -> Step:

@@ -4,12 +4,14 @@ import threading
 
 import grpc
 import numpy as np
+import onnx
 import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from onnx import TensorProto, helper
 
 from fpgasim.errors import InputError, ServiceError
-from fpgasim.service import Server, ServerConfig, tensors, wire
+from fpgasim.service import Server, ServerConfig, servable, tensors, wire
 from fpgasim.service.steps import TensorSpec
 
 from .calling import (
@@ -296,6 +298,18 @@ def test_what_has_several_outputs_does_not_classify():
         asked = wire.message("tensorflow.serving.ClassificationRequest")()
         asked.input.example_list.examples.append(example(images=[1, 2]))
         assert "does not classify" in status(stub(line, "Classify"), asked)[1]
+
+
+def test_strings_of_an_onnx_model_come_and_go_as_they_are(tmp_path):
+    ends = [helper.make_tensor_value_info(name, TensorProto.STRING, ["n"]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "same", ends[:1], ends[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    words = np.array([b"abc", "é".encode(), b""], object)
+    with serving(servable(tmp_path / "m.onnx", name="same")) as server, channel(server) as line:
+        predict = stub(line, "Predict")
+        assert arrays(predict(request(x=words)))["y"].tolist() == words.tolist()
+        code, text = status(predict, request(x=np.array([b"\xff", b""], object)))
+    assert (code, "'x' holds a string that is no UTF-8" in text) == ("INVALID_ARGUMENT", True)
 
 
 def test_health_knows_the_server_its_services_and_its_models(line):
