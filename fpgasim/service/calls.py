@@ -31,7 +31,7 @@ TIMEOUT_S, ARRAYS_TIMEOUT_S = 10.0, 30.0
 ATTEMPTS = 5
 _PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
 #: What gRPC does by itself: it goes from replica to replica.
-SERVICE_CONFIG = {"loadBalancingConfig": [{"round_robin": {}}]}
+SERVICE_CONFIG: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
 _METHOD = f"/{wire.PREDICTION_SERVICE}/Predict"
 _HTTPS_PORT, _HTTP_PORT = 443, 80
 
@@ -115,7 +115,7 @@ def line(
         ("grpc.min_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 2000),
     ]
-    name = _joined(*places[0])
+    name = joined(*places[0])
     if replicas:
         options.append(("grpc.default_authority", name))
     credentials = None
@@ -127,7 +127,7 @@ def line(
         raise InputError("root_certificates and server_name are of TLS; give use_ssl=True too")
     return Line(
         target=_addresses(places) if replicas else f"dns:///{name}",
-        name=", ".join(_joined(*place) for place in places),
+        name=", ".join(joined(*place) for place in places),
         options=tuple(options),
         credentials=credentials,
         metadata=_metadata(access_token, service_name),
@@ -328,7 +328,8 @@ def _place(address: str, port: int | None, default: int) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), port
 
 
-def _joined(host: str, port: int) -> str:
+def joined(host: str, port: int) -> str:
+    """Host and port as gRPC writes them."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -341,7 +342,7 @@ def _addresses(places: Sequence[tuple[str, int]]) -> str:
         except OSError as error:
             raise InputError(f"address {host!r} is not known here: {error.strerror}") from None
         for family, made in found.items():
-            made.extend(dict.fromkeys(_joined(str(i[4][0]), port) for i in infos if i[0] == family))
+            made.extend(dict.fromkeys(joined(str(i[4][0]), port) for i in infos if i[0] == family))
     counts = {family: len(made) for family, made in found.items()}
     for family, scheme in ((socket.AF_INET, "ipv4"), (socket.AF_INET6, "ipv6")):
         if counts[family] >= len(places):

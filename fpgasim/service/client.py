@@ -129,23 +129,26 @@ class PredictionClient:
 
 def service_arguments(service: Any) -> dict[str, Any]:
     """The arguments of a client of a deployed `service`: where it is by its `scoring_uri`, TLS, key and name."""
-    uri = str(service.scoring_uri)
-    parts = urlsplit(uri if "//" in uri else f"//{uri}")
-    if parts.hostname is None:
-        raise InputError(f"scoring_uri={uri!r} of service {service.name!r} has no host; is it deployed?")
+    uri = service.scoring_uri
+    parts = urlsplit(uri if "//" in str(uri) else f"//{uri}")
+    if uri is None or parts.hostname is None:
+        raise InputError(f"service {service.name!r} has scoring_uri={uri!r}, which names no host; is it deployed?")
     use_ssl = parts.scheme in ("https", "grpcs") or bool(getattr(service, "ssl", False))
     certificate = getattr(service, "server_certificate", None)
+    others = [port for port in getattr(service, "ports", None) or () if port not in (0, parts.port)]
     made = {
         "address": parts.hostname,
         "port": parts.port,
         "use_ssl": use_ssl,
         "access_token": service.get_keys()[0] if service.auth_enabled else "",
         "service_name": service.name,
+        "replicas": [calls.joined(parts.hostname, port) for port in others],
     }
-    ports = [port for port in getattr(service, "ports", None) or () if port != parts.port]
-    made["replicas"] = [f"[{parts.hostname}]:{p}" if ":" in parts.hostname else f"{parts.hostname}:{p}" for p in ports]
     if use_ssl and certificate is not None:
-        made["root_certificates"] = certificate
+        from fpgasim.service.replicas import certified_name
+
+        # this very certificate is trusted, whatever name it bears
+        made |= {"root_certificates": certificate, "server_name": certified_name(certificate)}
     return made
 
 
