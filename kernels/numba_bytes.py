@@ -165,9 +165,11 @@ def _fits(fold: str, powers: list[tuple[int, int, bool]], w: _Packed, bound: int
     if w.nan or any(p[2] for p in powers):
         return False
     top = 127 - _BITS[fold]  # a power above, and a dot product may overflow; MAGIC has two bits more
+    if low <= high and not -126 <= low <= high <= 127:  # as scales, normal floats
+        return False
     if low > high or w.low > w.high:  # all terms are zero, but on the way each is scaled by its weight's power
         return w.low > w.high or w.high <= top - 2
-    if low < -126 or high > 127 or w.low < -126 or w.high > top - 2 or not -126 <= low + w.low <= high + w.high <= top:
+    if w.low < -126 or w.high > top - 2 or not -126 <= low + w.low <= high + w.high <= top:
         return False
     # Every term is a multiple of 2^(low + w.low), and no partial sum in float64 has more than 53 bits.
     return fold != "exact" or bound << (high + w.high - low - w.low) < 1 << 53

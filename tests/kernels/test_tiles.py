@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fpgasim.kernels import Operand, Window, backend
+from fpgasim.kernels import Backend, Operand, Window, available, backend
 from fpgasim.kernels.contract import Unquantized
 from fpgasim.kernels.numba_ import Numba
 from fpgasim.kernels.numba_bytes import TileConvolution
@@ -148,6 +148,17 @@ def test_terms_that_leave_the_normal_numbers_are_those_of_the_reference(
     x, w = extreme(largest, exponents[0], (1, 2, 2, 16), kind), extreme(-largest, exponents[1], (3, 1, 1, 16), kind)
     args = (x, w, Window((1, 1)), 1, accumulator, "khwc", 1)
     assert same_bits(backend("numba").conv2d(*args), reference.conv2d(*args))
+
+
+@pytest.mark.parametrize("kernels", [b for b in available().values() if b.name != "reference"], ids=lambda b: b.name)
+@pytest.mark.parametrize("kind", [np.int8, np.int16])
+def test_weights_of_zero_make_zeros_of_the_smallest_and_the_largest_numbers(
+    kernels: Backend, kind: type, same_bits: Any
+) -> None:
+    w = extreme(0, 0, (3, 1, 1, 16), kind)
+    for exponent in (-149, -128, -127, -126, 127):
+        args = (extreme(3, exponent, (1, 5, 6, 16), kind), w, Window((1, 1)), 1, "fp32", "khwc", 1)
+        assert same_bits(kernels.conv2d(*args), np.zeros((1, 5, 6, 3), np.float32)), exponent
 
 
 def test_exact_sums_are_taken_only_where_they_fit_into_float64(same_bits: Any) -> None:
