@@ -48,8 +48,8 @@ def register(
         open_workspace(workspace_),
         path,
         name,
-        tags=_pairs("--tag", tags),
-        properties=_pairs("--property", properties),
+        tags=pairs("--tag", tags),
+        properties=pairs("--property", properties),
         description=description,
     )
     _show(made, json_)
@@ -115,7 +115,7 @@ def tag(model_: str, tags: tuple[str, ...], remove: tuple[str, ...], workspace_:
     if remove:
         found.remove_tags(remove)
     if tags:
-        found.add_tags(_pairs("tag", tags))
+        found.add_tags(pairs("tag", tags))
     _show(found, json_)
 
 
@@ -196,7 +196,7 @@ def _tags(found: Model) -> str:
     return ", ".join(f"{key}={value}" if value else key for key, value in found.tags.items())
 
 
-def _pairs(option: str, items: Sequence[str]) -> dict[str, str]:
+def pairs(option: str, items: Sequence[str]) -> dict[str, str]:
     pairs = {}
     for item in items:
         key, equals, value = item.partition("=")

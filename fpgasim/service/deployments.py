@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fpgasim.errors import InputError, ModelError, WebserviceException
+from fpgasim.errors import InputError, ModelError, ServiceError, WebserviceException
 from fpgasim.service import auth
 from fpgasim.service.processes import CERTIFICATE, KEYS, PRIVATE_KEY, ServiceConfig
 from fpgasim.service.registry import Model
@@ -84,19 +84,23 @@ def checked_replicas(count: Any) -> int:
 
 
 def certificate_of(
-    enabled: bool | None, certificate: str | os.PathLike[str] | None, key: str | os.PathLike[str] | None
+    enabled: bool | None,
+    certificate: str | os.PathLike[str] | None,
+    key: str | os.PathLike[str] | None,
+    *,
+    error: type[ServiceError | InputError] = WebserviceException,
 ) -> Certificate | None:
     """The certificate that `ssl_enabled` and its two companions mean, each a path or the PEM text itself.
 
-    Raises WebserviceException for a certificate without `ssl_enabled` and for one of the two without the other,
-    FileNotFoundError for files that are not there, InputError for what is no PEM or does not belong together.
+    Raises `error` for a certificate without `ssl_enabled` and for one of the two without the other, FileNotFoundError
+    for files that are not there, InputError for what is no PEM or does not belong together.
     """
     if not enabled:
         if certificate is not None or key is not None:
-            raise WebserviceException("a certificate or key is given without ssl_enabled=True; give both or neither")
+            raise error("a certificate or key is given without ssl_enabled=True; give both or neither")
         return None
     if certificate is None or key is None:
-        raise WebserviceException("ssl_enabled=True needs both, a certificate and its key; one of them is not given")
+        raise error("ssl_enabled=True needs both, a certificate and its key; one of them is not given")
     return Certificate(_pem(certificate), _pem(key)).checked()
 
 
@@ -113,10 +117,10 @@ def _pem(given: str | os.PathLike[str]) -> bytes:
 
 def write_certificate(folder: Path, certificate: Certificate) -> None:
     """Writes certificate and key into `folder`; servers that follow the files wait until they belong together."""
-    for name, data in ((PRIVATE_KEY, certificate.key), (CERTIFICATE, certificate.chain)):
+    for name, data, mode in ((PRIVATE_KEY, certificate.key, 0o600), (CERTIFICATE, certificate.chain, 0o644)):
         temporary = folder / f".{name}"
         temporary.unlink(missing_ok=True)
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(data)
         os.replace(temporary, folder / name)
 

@@ -1,20 +1,15 @@
-"""What this machine says to a server of its own: whether it is well, which model it should serve, and one picture."""
+"""What this machine says to a server of its own: is it well, and which model it should serve from now on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from fpgasim.errors import InputError, WebserviceException
+from fpgasim.errors import WebserviceException
 
 if TYPE_CHECKING:
     from fpgasim.service.processes import ServiceConfig
 
-Array = np.ndarray[Any, Any]
 _ANY_SIZE = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 _MODEL_PLATFORM = "fpgasim"
 
@@ -86,61 +81,6 @@ def load_model(address: Address, config: ServiceConfig, timeout_s: float = 600.0
     status = address.call(wire.MODEL_SERVICE, "HandleReloadConfigRequest", asked, response, timeout_s).status
     if status.error_code:
         raise WebserviceException(f"{address.target} does not take the model: {status.error_message}")
-
-
-def predict(address: Address, inputs: Mapping[str, Array], timeout_s: float = 60.0) -> dict[str, Array]:
-    """Output name -> array of one Predict call. Raises WebserviceException with the server's reason."""
-    from fpgasim.service import tensors, wire
-
-    request, response = wire.methods(wire.PREDICTION_SERVICE)["Predict"]
-    asked = request()
-    for name, array in inputs.items():
-        asked.inputs[name].CopyFrom(tensors.to_proto(array, content=array.dtype.kind not in "OSU"))
-    reply = address.call(wire.PREDICTION_SERVICE, "Predict", asked, response, timeout_s)
-    return {name: tensors.from_proto(proto, name) for name, proto in reply.outputs.items()}
-
-
-def read_input(given: object) -> dict[str, Array]:
-    """What `Webservice.run` takes, as inputs: of one picture (path, bytes, open file), an array, or arrays by name.
-
-    A file that was opened as text is read by its name, since the picture is not in its text; an array of floating-point
-    numbers is sent as float32. Raises InputError.
-    """
-    from fpgasim.service.servables import IMAGES
-
-    if isinstance(given, Mapping):
-        return {str(name): np.asarray(value) for name, value in given.items()}
-    if isinstance(given, np.ndarray):
-        return {IMAGES: given.astype(np.float32) if given.dtype.kind == "f" else given}
-    pictures = np.empty(1, object)
-    pictures[0] = _picture(given)
-    return {IMAGES: pictures}
-
-
-def _picture(given: Any) -> bytes:
-    try:
-        if isinstance(given, bytes | bytearray | memoryview):
-            return bytes(given)
-        if isinstance(given, str | Path):
-            return Path(given).read_bytes()
-        name = getattr(given, "name", None)
-        if isinstance(getattr(given, "encoding", None), str) and isinstance(name, str):
-            return Path(name).read_bytes()
-        data = given.read()
-    except OSError as error:
-        raise InputError(f"{str(getattr(error, 'filename', given))!r} cannot be read: {error.strerror}") from error
-    except AttributeError:
-        data = given
-    if not isinstance(data, bytes):
-        kind = type(data).__name__
-        raise InputError(f"input_data is a {kind}; a path, bytes, an open file, an array or arrays by name would do")
-    return data
-
-
-def pictures_of(outputs: Mapping[str, Array], single: bool) -> Any:
-    """What `Webservice.run` gives: the only output, for a single picture without its first axis; else all by name."""
-    arrays = {name: array[0] if single and array.ndim and len(array) == 1 else array for name, array in outputs.items()}
-    return next(iter(arrays.values())) if len(arrays) == 1 else arrays
 
 
 def reachable(host: str) -> str:

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from fpgasim.errors import InputError, WebserviceException
 from fpgasim.service import auth, claims, deployments, processes, replicas
 from fpgasim.service.claims import KIND
@@ -272,19 +274,20 @@ class Webservice:
     def run(self, input_data: Any) -> Any:
         """What the model makes of a picture (path, bytes, or an open file, in text mode too), array or {name: array}.
 
-        The only output: of a picture without the batch's axis (1000 numbers for a classifier), of an array with it. A
-        dict by name where there are several. Goes to the replicas in turn until one answers. Raises
-        WebserviceException with what the server says, InputError for what it cannot be given.
+        The only output, or a list of all by their names: of a picture without the batch's axis (1000 numbers for a
+        classifier), else with it. Raises CallError with what the service says, InputError for what cannot be sent.
         """
-        inputs = replicas.read_input(input_data)
-        single = not isinstance(input_data, Mapping) and all(array.dtype == object for array in inputs.values())
-        addresses = self._addresses()
-        if not addresses:
-            raise WebserviceException(f"service {self.name!r} is {self.state}: {self.error}")
-        for address in addresses[:-1]:
-            if replicas.is_well(address) is None:
-                return replicas.pictures_of(replicas.predict(address, inputs), single)
-        return replicas.pictures_of(replicas.predict(addresses[-1], inputs), single)
+        from fpgasim.service.client import client_from_service
+
+        if not self._addresses():
+            state, error = self._look()
+            raise WebserviceException(f"service {self.name!r} is {state}: {error}")
+        with client_from_service(self) as client:
+            if isinstance(input_data, Mapping):
+                return client.score_numpy_arrays(input_data)
+            if isinstance(input_data, np.ndarray):
+                return client.score_numpy_array(input_data)
+            return client.score_file(input_data)
 
     def update(
         self,
@@ -340,7 +343,8 @@ class Webservice:
         auth_enabled: bool | None,
     ) -> None:
         old = self._config()
-        certificate = certificate_of(old.tls if ssl_enabled is None and any(pem) else ssl_enabled, *pem)
+        enabled = old.tls if ssl_enabled is None and any(pem) else ssl_enabled
+        certificate = certificate_of(enabled, *pem, error=InputError)
         tls = certificate is not None or (old.tls and ssl_enabled is not False)
         keyed = tls if auth_enabled is None and tls != old.tls and self._facts["flavor"] != "aks" else auth_enabled
         new = dataclasses.replace(
@@ -473,6 +477,8 @@ class Webservice:
             "state": state,
             "error": error,
             "phase_since": self._facts["since"],
+            "certificate": str(self.folder / processes.CERTIFICATE) if self.ssl else None,
+            "folder": str(self.folder),
             "created_time": self.created_time.isoformat(),
             "updated_time": self.updated_time.isoformat(),
         }
