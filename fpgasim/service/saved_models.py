@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fpgasim.errors import InputError, ModelError
+from fpgasim.graph import Graph, load
 
 FILE = "saved_model.pb"
 #: What the extra brings, by the names of its modules.
@@ -86,10 +87,11 @@ def check_extra() -> None:
         )
 
 
-def to_onnx(folder: Path, selection: Selection, target: Path, say: Callable[[str], None]) -> None:
-    """Writes the ONNX file `target` of the SavedModel in `folder`; `say` takes what tf2onnx tells meanwhile.
+def to_onnx(folder: Path, selection: Selection, target: Path, say: Callable[[str], None]) -> Graph:
+    """The graph of the SavedModel in `folder`, not optimized, by way of the new ONNX file `target`.
 
-    TensorFlow runs in a process of its own and leaves with it. Raises ModelError with the reason where that fails.
+    `say` takes what tf2onnx tells meanwhile. TensorFlow runs in a process of its own and leaves with it. Raises
+    ModelError with the reason where that fails, or where ONNX has not what the model is made of.
     """
     if selection.signature is not None:
         chosen = ["--signature_def", selection.signature]
@@ -112,6 +114,11 @@ def to_onnx(folder: Path, selection: Selection, target: Path, say: Callable[[str
                     errors.append(logged[2])
     if process.returncode != 0 or not target.exists():
         raise ModelError(f"tf2onnx failed: {(errors or [last])[0]}")
+    try:
+        return load(target, optimize=False)
+    except ModelError as error:
+        told = errors[0] if errors else error
+        raise ModelError(f"{told}; an input_node behind it, or other output_nodes, leave it out") from error
 
 
 def _tensors(ports: Any) -> dict[str, str]:

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from fpgasim.errors import InputError, ModelNotFoundException, WebserviceException, WorkspaceError
-from fpgasim.service import registry
+from fpgasim.service import MlflowRegistry, registry
 from fpgasim.service.registry import Model
 from fpgasim.service.workspace import Workspace
 
@@ -264,3 +264,8 @@ def test_a_thousand_versions_by_eight_writers_of_which_some_are_killed(workspace
     acknowledged = kill_writers(workspace, writers=8, each=120, kills=8, seed=2)
     check_after_kills(workspace, acknowledged)
     assert len(acknowledged) >= 900
+
+
+def test_without_the_extra_mlflows_registry_says_what_is_missing():
+    with pytest.raises(ModuleNotFoundError, match=r"needs the package 'mlflow'; pip install 'fpgasim\[mlflow\]'"):
+        MlflowRegistry("sqlite:///mlflow.db")
