@@ -1,0 +1,129 @@
+"""The watcher of a service: replicas that are killed come back, a hopeless model does not, nothing outlives its end."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from fpgasim.errors import WebserviceException
+from fpgasim.service import DeploymentConfig, Model, Webservice, processes
+from fpgasim.service.processes import Process, ServiceConfig, Status
+
+from .deploying import PATIENCE_S, X, answer, cleaned, processes as running, registered
+
+
+@pytest.fixture
+def workspace(workspace):
+    with cleaned(workspace):
+        yield workspace
+
+
+def ended(process):
+    """Waits for the end of a process that may have ended already."""
+    assert process.wait(PATIENCE_S)
+
+
+def test_a_process_is_told_from_a_later_one_of_its_number():
+    own = Process.of(os.getpid())
+    assert own.alive
+    assert not Process(own.pid, f"{own.started}0").alive
+    assert not Process(own.pid, "of another boot").signal(signal.SIGKILL)
+
+
+def test_the_end_of_a_process_is_seen_before_anybody_has_taken_note_of_it():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        process = Process.of(child.pid)
+        assert not process.wait(0)
+        child.stdin.close()
+        ended(process)  # a zombie, since nobody has asked for its exit code
+        assert not process.alive
+    assert Process.of(child.pid) is None
+    assert process.wait(0)
+
+
+def test_a_configuration_is_what_was_written_and_says_what_to_serve(tmp_path):
+    config = ServiceConfig("svc", "net", 3, replicas=2, tls=True, auth=True)
+    config.write(tmp_path)
+    assert ServiceConfig.read(tmp_path) == config
+    assert config.served_model() == ["models/net/3", "--name", "net", "--model-version", "3"]
+    assert config.serve()[-6:] == ["--tls-cert", "server.pem", "--tls-key", "server.key", "--keys-file", "keys.json"]
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(WebserviceException, match="cannot be read"):
+        ServiceConfig.read(tmp_path)
+    with pytest.raises(WebserviceException, match="cannot be started"):
+        processes.launch(tmp_path)
+
+
+def test_logs_are_read_over_the_place_where_they_were_put_aside(tmp_path):
+    assert processes.log_lines(tmp_path, 5) == []
+    (tmp_path / "log.1.txt").write_text("a\nb\n")
+    (tmp_path / "log.txt").write_bytes(b"c\n\xff\n")
+    assert processes.log_lines(tmp_path, 3) == ["b", "c", "\ufffd"]
+
+
+@pytest.mark.slow
+def test_replicas_come_back_and_end_with_their_watcher_and_the_service_with_its_start(workspace, tmp_path):
+    model = registered(workspace, tmp_path)
+    service = Webservice.deploy_from_model(
+        workspace, "svc", [model], deployment_config=DeploymentConfig(num_replicas=2, auth_enabled=True)
+    )
+    service.wait_for_deployment(timeout_sec=PATIENCE_S)
+    ports = list(service.ports)
+    assert len(set(ports)) == 2
+
+    victim = Status.read(service.folder).replicas[0].process
+    victim.signal(signal.SIGKILL)
+    ended(victim)
+    assert (service.run({"x": X}) == answer(1.0)).all()  # whichever of them answers
+    assert until(service, lambda: service.state == "Healthy")
+    status = Status.read(service.folder)
+    assert [replica.restarts for replica in status.replicas] == [1, 0]
+    assert service.ports == ports
+
+    with pytest.raises(WebserviceException, match="runs already"):
+        processes.launch(service.folder)
+    left = running(service)
+    assert len(left) == 3
+    status.watcher.signal(signal.SIGKILL)
+    for process in left:
+        ended(process)
+    assert (service.state, service.error) == ("Unhealthy", "its processes do not run; start() brings them back")
+    with pytest.raises(WebserviceException, match="is Unhealthy"):
+        service.run({"x": X})
+
+    again = Webservice(workspace, "svc")  # as after a start of the machine
+    again.start()
+    again.wait_for_deployment(timeout_sec=PATIENCE_S)
+    assert again.ports == ports
+    assert (again.run({"x": X}) == answer(1.0)).all()
+    left = running(again)
+    again.delete()
+    assert not any(process.alive for process in left)
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_served_fails_once_and_says_why(workspace, tmp_path):
+    (tmp_path / "junk.onnx").write_bytes(b"junk")
+    service = Webservice.deploy_from_model(
+        workspace, "svc", [Model.register(workspace, tmp_path / "junk.onnx", "junk")]
+    )
+    with pytest.raises(WebserviceException, match=r"'svc' is Failed: replica 0: .* is not a whole ONNX model"):
+        service.wait_for_deployment(timeout_sec=PATIENCE_S)
+    log = service.get_logs()
+    assert log.count("starts replica 0") == 1
+    assert "ended with exit code 6; no start would help" in log
+    service.update(models=[registered(workspace, tmp_path)])
+    service.wait_for_deployment(timeout_sec=PATIENCE_S)
+    assert (service.run(X) == answer(1.0)).all()
+
+
+def until(service, holds):
+    """Waits, a change of the status after the other, until `holds()`."""
+    for _ in range(PATIENCE_S * 5):
+        if holds():
+            return True
+        select.select([], [], [], 0.2)
+    return False
