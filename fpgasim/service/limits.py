@@ -108,7 +108,7 @@ class Admission:
             self._seconds += (seconds - self._seconds) / 8
 
     def _slowest(self) -> Ticket | None:
-        slow = [t for t in self._inside if t.receiving and time.monotonic() - t.since > self._patience_s]
+        slow = [t for t in self._inside if t.receiving and time.monotonic() - t.since >= self._patience_s]
         return min(slow, key=lambda ticket: ticket.since, default=None)
 
     def _pushback_ms(self) -> int:

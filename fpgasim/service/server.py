@@ -32,11 +32,11 @@ from fpgasim.service.steps import Pace, VirtualFpga
 _LIGHT_PLACES = 64
 #: For how long no call must come before a server that takes none any more ends, and how long it waits for that at most.
 _QUIET_S, _CLOSING_S = 0.05, 2.0
-#: A health check comes whole in one packet, so whoever takes longer has no claim to its place.
-_HEALTH_RECEIVE_S, _HEALTH_PATIENCE_S = 5.0, 0.05
+#: A health check comes whole in one packet, so whoever waits for one has no claim to a place, and none is refused.
+_HEALTH_RECEIVE_S, _HEALTH_PATIENCE_S = 5.0, 0.0
 _SPARE_THREADS = 32
 #: glibc's numbers for mallopt.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 #: How often calls whose message does not come are looked for.
 _SWEEP_S = 0.25
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -331,6 +331,7 @@ def keep_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         mallopt(_M_TRIM_THRESHOLD, 256 << 20)
+        mallopt(_M_ARENA_MAX, 1)  # else every thread keeps a heap of its own, which the next message finds cold
 
 
 def _load(path: Path, name: str, version: int) -> Servable:

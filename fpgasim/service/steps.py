@@ -211,20 +211,18 @@ def _with_text(step: Step) -> Step:
 def _text(name: str, array: Array) -> Array:
     if array.dtype != object:
         return array
-    made = np.empty(array.shape, object)
     try:
-        made.flat = [item.decode() if isinstance(item, bytes) else str(item) for item in array.flat]
+        items = [item.decode() if isinstance(item, bytes) else str(item) for item in array.flat]
     except UnicodeDecodeError as error:
         raise InputError(f"input {name!r} holds a string that is no UTF-8: {error}") from None
-    return made
+    return np.array([*items, None], object)[:-1].reshape(array.shape)
 
 
 def _utf8(array: Array) -> Array:
     if array.dtype.kind not in "OU":
         return array
-    made = np.empty(array.shape, object)
-    made.flat = [item if isinstance(item, bytes) else str(item).encode() for item in array.flat]
-    return made
+    items = [item if isinstance(item, bytes) else str(item).encode() for item in array.flat]
+    return np.array([*items, None], object)[:-1].reshape(array.shape)
 
 
 def in_layout(step: Step, layout: Layout) -> Step:

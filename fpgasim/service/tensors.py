@@ -85,8 +85,9 @@ def from_proto(proto: Any, name: str, max_bytes: int = MAX_BYTES) -> Array:
         raise InputError(f"tensor {name!r} has a shape of unknown rank; a request must say it")
     shape = checked_shape([dim.size for dim in proto.tensor_shape.dim], kind, name, max_bytes)
     count = math.prod(shape)
-    if proto.tensor_content:
-        return _from_content(proto.tensor_content, kind, shape, name)
+    content = proto.tensor_content  # a copy each time
+    if content:
+        return _from_content(content, kind, shape, name)
     values = getattr(proto, kind.values)
     parts = 2 if kind.dtype.kind == "c" else 1
     if len(values) % parts or len(values) > count * parts:

@@ -379,6 +379,13 @@ def test_a_call_that_is_in_ends_on_the_model_it_began_with():
         assert arrays(second)["out:0"].tolist() == (2 * PAIR).tolist()
 
 
+def test_all_models_of_a_server_take_turns_on_its_one_engine_at_its_pace():
+    models = echo("one"), echo("two")
+    with serving(*models, pace="hardware"):
+        assert models[0].fpga is models[1].fpga
+        assert models[0].fpga.pace == "hardware"
+
+
 def test_replacing_a_model_under_load_drops_and_mixes_up_nothing():
     def scaled(version):
         return made(lambda feeds: {"out:0": version * feeds["in:0"]}, "echo", version)

@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 import time
+from contextlib import ExitStack
 
 import grpc
 import numpy as np
@@ -87,6 +88,7 @@ def test_a_caller_that_went_away_in_the_queue_costs_no_computation(held):
         while len(server._calls) < 2:
             time.sleep(0.001)
         second.cancel()
+        health(line)  # comes after the cancellation, on the same connection
         held.go.set()
         first.result()
         while len(server._calls):
@@ -156,6 +158,12 @@ class SlowCaller:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=20)
         self.socket.sendall(PREFACE + self._frame(4, 0, 0, b""))
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+
     def _frame(self, kind, flags, stream, payload):
         return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
 
@@ -180,8 +188,9 @@ class SlowCaller:
 
 def test_callers_that_send_no_message_keep_nobody_out(held):
     held.go.set()
-    with serving(held.servable, max_concurrent=2, max_queue=6) as server, channel(server) as line:
-        callers = [SlowCaller(server.port) for _ in range(4)]
+    limits = {"max_concurrent": 2, "max_queue": 6}
+    with ExitStack() as closing, serving(held.servable, **limits) as server, channel(server) as line:
+        callers = [closing.enter_context(SlowCaller(server.port)) for _ in range(4)]
         for caller in callers:
             for i in range(20):
                 caller.call(6 * i + 1)
@@ -205,13 +214,10 @@ def test_callers_that_send_no_message_keep_nobody_out(held):
             assert code == "RESOURCE_EXHAUSTED"
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        for caller in callers:
-            caller.socket.close()
 
 
 def test_a_message_that_does_not_come_in_time_is_given_up():
-    with serving(echo(), receive_s=0.3) as server:
-        caller = SlowCaller(server.port)
+    with serving(echo(), receive_s=0.3) as server, SlowCaller(server.port) as caller:
         caller.call(1)
         caller.call(3, body=b"\x00\x00\x00\x10\x00abc")
         deadline = time.monotonic() + 20
@@ -221,7 +227,6 @@ def test_a_message_that_does_not_come_in_time_is_given_up():
         while len(server._calls):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        caller.socket.close()
 
 
 def test_five_hundred_connections_are_answered():
