@@ -8,11 +8,13 @@ from typing import Any
 
 #: Public name -> the module of this package that holds it.
 _HOMES = {
+    "AccelContainerImage": "images",
     "AccelOnnxConverter": "conversion",
     "AksCompute": "compute",
     "AksWebservice": "service_kinds",
     "AsyncPredictionClient": "async_client",
     "BrainWaveStage": "stages",
+    "BrainwaveImage": "images",
     "BrainwaveWebservice": "service_kinds",
     "CallError": "calls",
     "ComputeTarget": "compute",
@@ -23,6 +25,8 @@ _HOMES = {
     "EdgeService": "edge",
     "EdgeTarget": "edge",
     "FpgaStage": "stages",
+    "Image": "images",
+    "ImageConfiguration": "images",
     "KerasStage": "stages",
     "LocalWebservice": "service_kinds",
     "MlflowModel": "mlflow_registry",
@@ -41,6 +45,7 @@ _HOMES = {
     "Resnet152": "models",
     "Resnet50": "models",
     "Result": "servables",
+    "RunningImage": "images",
     "SeededWeightsWarning": "servables",
     "Servable": "servables",
     "Server": "server",
