@@ -155,7 +155,9 @@ def serve(
     more = "".join(f", {name} on {address}" for name, address in server.http.items())
     click.echo(f"SERVING {made.name} on {server.address} ({', '.join(server.facts)}){more}")
     sys.stdout.flush()
-    stop.wait()
+    # of two signals that come at once a thread of gRPC may take one, which does not wake this one
+    while not stop.wait(0.5):
+        pass
     server.drain(grace)
 
 

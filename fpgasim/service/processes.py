@@ -342,7 +342,8 @@ class _Watcher:
         self._fit()
         for replica in self._replicas:
             if replica.state == "serving" and replica.child is not None:
-                replica.child.send_signal(signal.SIGHUP)
+                if replica.started_with == self._config.serve():
+                    replica.child.send_signal(signal.SIGHUP)
             elif replica.state in ("waiting", "failed"):
                 replica.state, replica.failures, replica.due, replica.served = "waiting", 0, 0.0, False
 

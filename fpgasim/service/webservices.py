@@ -33,6 +33,8 @@ from fpgasim.service.workspace import Workspace
 #: Azure's rule for the names of services.
 _NAME = re.compile(r"[a-z]([-a-z0-9]{1,30}[a-z0-9])")
 _POLL_S = 0.2
+#: Servers look at their certificate's files every second.
+_FOLLOWED_S = 15.0
 
 
 class Webservice:
@@ -380,12 +382,21 @@ class Webservice:
             self._forget(new, old)
             raise
         self._forget(old, new)
+        if certificate is not None and new.serve() == old.serve():
+            self._await_certificate()
 
     def _apply(self, old: ServiceConfig, new: ServiceConfig) -> None:
         """Brings `new` into what runs: a model while it runs, the rest by the watcher."""
         if new.model_path != old.model_path and new.serve() == old.serve():
             self._reload(new)
         processes.reread(self.folder)
+
+    def _await_certificate(self) -> None:
+        """Returns when the replicas show the certificate that they were given while they run, if they do soon."""
+        end = time.monotonic() + _FOLLOWED_S
+        for address in self._addresses():
+            while replicas.is_well(address) is not None and time.monotonic() < end:
+                time.sleep(_POLL_S)
 
     def _forget(self, former: ServiceConfig, current: ServiceConfig) -> None:
         """Removes the files of a former model."""
