@@ -235,8 +235,8 @@ def start(
 ) -> None:
     """Start the services NAMES, which were stopped or whose processes are gone."""
     found = _chosen(workspace_, names, all_)
-    if all_:  # those that were stopped on purpose stay so
-        found = [one for one in found if one.state == "Unhealthy"]
+    if all_:  # those that were stopped on purpose, or wait for their turn, stay so
+        found = [one for one in found if one.state not in ("Stopped", "Unschedulable", "Deleting")]
     for one in found:
         one.start(replace=replace, queue=queue)
     for one in found:

@@ -17,6 +17,7 @@ watcher read `config.json` anew, and replicas that were started otherwise make w
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import datetime
@@ -470,18 +471,20 @@ class _Watcher:
         )
         status = dataclasses.asdict(Status(self._own, self._config.revision, replicas))
         if status != self._written:
-            write_json(self._folder / STATUS_FILE, status)
-            self._written = status
+            with contextlib.suppress(OSError):  # on a full disk the service goes on, and this is written later
+                write_json(self._folder / STATUS_FILE, status)
+                self._written = status
 
     def _note(self, text: str) -> None:
         self._log(f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} watcher {text}")
 
     def _log(self, line: str) -> None:
         path = self._folder / LOG
-        if path.exists() and path.stat().st_size > LOG_BYTES:
-            os.replace(path, self._folder / OLD_LOG)
-        with path.open("a") as file:
-            file.write(f"{line}\n")
+        with contextlib.suppress(OSError):  # a full disk costs lines, not the service
+            if path.exists() and path.stat().st_size > LOG_BYTES:
+                os.replace(path, self._folder / OLD_LOG)
+            with path.open("a") as file:
+                file.write(f"{line}\n")
 
 
 def _process(found: Any) -> Process | None:

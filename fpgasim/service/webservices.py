@@ -238,11 +238,11 @@ class Webservice:
         if target is not None and target.certificate is not None and wanted.certificate is None:
             wanted = dataclasses.replace(wanted, certificate=target.certificate)
         claims.check_total(wanted.num_replicas, name)
-        if overwrite and claims.row(workspace, name) is not None:
-            Webservice(workspace, name).delete()
         staged = claims.folder(workspace, f".{uuid.uuid4().hex}")
         try:
             deployments.write_service(staged, wanted.service_config(name, model), wanted, model)
+            if overwrite and claims.row(workspace, name) is not None:
+                Webservice(workspace, name).delete()
             while others := claims.add(workspace, name, model, image, wanted, staged, replace=replace, queue=queue):
                 _stop_all(workspace, others)
         finally:

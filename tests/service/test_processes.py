@@ -1,15 +1,17 @@
 """The watcher of a service: replicas that are killed come back, a hopeless model does not, nothing outlives its end."""
 
+import contextlib
 import os
-import select
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
-from fpgasim.errors import WebserviceException
-from fpgasim.service import DeploymentConfig, Model, Webservice, processes
+from fpgasim.errors import FpgasimError, WebserviceException
+from fpgasim.service import DeploymentConfig, Model, Webservice, client_from_service, processes
 from fpgasim.service.processes import Process, ServiceConfig, Status
 
 from .deploying import PATIENCE_S, X, answer, cleaned, processes as running, registered
@@ -74,11 +76,13 @@ def test_replicas_come_back_and_end_with_their_watcher_and_the_service_with_its_
     ports = list(service.ports)
     assert len(set(ports)) == 2
 
-    victim = Status.read(service.folder).replicas[0].process
-    victim.signal(signal.SIGKILL)
-    ended(victim)
-    assert (service.run({"x": X}) == answer(1.0)).all()  # whichever of them answers
-    assert until(service, lambda: service.state == "Healthy")
+    with calling_all_the_time(service) as (scores, failures):
+        victim = Status.read(service.folder).replicas[0].process
+        victim.signal(signal.SIGKILL)
+        ended(victim)
+        assert until(lambda: service.state == "Healthy" and len(scores) > 50)
+    assert not failures
+    assert all((score == answer(1.0)).all() for score in scores)
     status = Status.read(service.folder)
     assert [replica.restarts for replica in status.replicas] == [1, 0]
     assert service.ports == ports
@@ -120,10 +124,31 @@ def test_a_model_that_cannot_be_served_fails_once_and_says_why(workspace, tmp_pa
     assert (service.run(X) == answer(1.0)).all()
 
 
-def until(service, holds):
-    """Waits, a change of the status after the other, until `holds()`."""
-    for _ in range(PATIENCE_S * 5):
-        if holds():
-            return True
-        select.select([], [], [], 0.2)
-    return False
+def until(holds):
+    """Whether `holds()` comes true in time."""
+    end = time.monotonic() + PATIENCE_S
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.1)
+    return holds()
+
+
+@contextlib.contextmanager
+def calling_all_the_time(service):
+    """What comes of calls by the client that is shipped, one after another, and those that failed."""
+    scores, failures, stop = [], [], threading.Event()
+
+    def call():
+        with client_from_service(service) as client:
+            while not stop.is_set():
+                try:
+                    scores.append(client.score_numpy_arrays({"x": X}))
+                except FpgasimError as error:
+                    failures.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    try:
+        yield scores, failures
+    finally:
+        stop.set()
+        thread.join(PATIENCE_S)

@@ -75,7 +75,8 @@ def test_models_keys_and_certificates_are_exchanged_under_load_with_no_call_lost
     workspace, tmp_path
 ):
     certificate = tls.self_signed()
-    service = deployed(workspace, "svc", registered(workspace, tmp_path), certificate=certificate)
+    service = deployed(workspace, "svc", registered(workspace, tmp_path), certificate=certificate, flavor="aks")
+    assert service.scoring_uri == f"https://127.0.0.1:{service.port}/api/v1/service/svc/score"
     primary, secondary = service.get_keys()
     second = registered(workspace, tmp_path, 2.0)
     scores, failures, stop = [], [], threading.Event()
@@ -87,7 +88,7 @@ def test_models_keys_and_certificates_are_exchanged_under_load_with_no_call_lost
             while not stop.is_set():
                 try:
                     reply = predict(calling.request(x=X), timeout=60, metadata=calling.bearer(secondary))
-                    scores.append(calling.arrays(reply)["y"])
+                    scores.append((reply.model_spec.version.value, calling.arrays(reply)["y"]))
                 except grpc.RpcError as error:
                     failures.append(error)
 
@@ -107,11 +108,8 @@ def test_models_keys_and_certificates_are_exchanged_under_load_with_no_call_lost
         for thread in threads:
             thread.join(PATIENCE_S)
     assert not failures
-    kinds = [
-        next((i for i, scale in enumerate((1.0, 2.0)) if (score == answer(scale)).all()), None) for score in scores
-    ]
-    assert None not in kinds
-    assert kinds[-1] == 1
+    assert all((score == answer(version)).all() for version, score in scores)
+    assert {version for version, _ in scores} == {1, 2}
     with (
         PredictionClient("127.0.0.1", service.port, True, primary, root_certificates=renewed.chain) as client,
         pytest.raises(FpgasimError, match="UNAUTHENTICATED"),
