@@ -16,7 +16,7 @@ from fpgasim.report.provenance import to_json
 from fpgasim.report.text import show, table
 
 if TYPE_CHECKING:
-    from fpgasim.service import Webservice
+    from fpgasim.service import Image, Model, Webservice, Workspace
     from fpgasim.service.tls import Certificate
 
 Command = Callable[..., Any]
@@ -61,7 +61,8 @@ def wait_options(command: Command) -> Command:
 
 @service.command()
 @click.argument("name")
-@click.option("--model", "model_id", metavar="NAME[:VERSION]", required=True, help="The registered model.")
+@click.option("--model", "model_id", metavar="NAME[:VERSION]", help="The registered model.")
+@click.option("--image", "image_id", metavar="NAME[:VERSION]", help="An image, whose model it is.")
 @click.option("--replicas", default=1, show_default=True, type=click.IntRange(1), help="How many servers.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
 @click.option("--port", default=0, help="Port of the first replica, others behind it; default: any free ones.")
@@ -82,7 +83,8 @@ def wait_options(command: Command) -> Command:
 @json_option
 def deploy(
     name: str,
-    model_id: str,
+    model_id: str | None,
+    image_id: str | None,
     replicas: int,
     host: str,
     port: int,
@@ -106,11 +108,12 @@ def deploy(
     workspace_: str | None,
     json_: bool,
 ) -> None:
-    """Deploy a registered model as the service NAME."""
-    from fpgasim.service import DeploymentConfig, EdgeTarget, Model, Webservice
+    """Deploy a registered model, or that of an image, as the service NAME."""
+    from fpgasim.service import DeploymentConfig, EdgeTarget, Webservice
 
+    if (model_id is None) == (image_id is None):
+        raise InputError("give either --model or --image")
     workspace = open_workspace(workspace_)
-    model = Model(workspace, id=model_id) if ":" in model_id else Model(workspace, name=model_id)
     wanted = DeploymentConfig(
         num_replicas=replicas,
         tags=pairs("--tag", tags),
@@ -126,9 +129,13 @@ def deploy(
         pace=pace,
     )
     target = None if edge is None else EdgeTarget(edge)
-    made = Webservice.deploy_from_model(
-        workspace, name, [model], None, wanted, target, overwrite, replace=replace, queue=queue
-    )
+    given = (wanted, target, overwrite)
+    if image_id is not None:
+        image = _image(workspace, image_id)
+        made = Webservice.deploy_from_image(workspace, name, image, *given, replace=replace, queue=queue)
+    else:
+        model = _model(workspace, str(model_id))
+        made = Webservice.deploy_from_model(workspace, name, [model], None, *given, replace=replace, queue=queue)
     if edge is not None:
         facts = {"name": name, "folder": str(made.folder), "model_id": made.model_id, "command": made.command}
         click.echo(to_json(facts) if json_ else f"wrote {name} to {made.folder}; {' '.join(made.command)} serves it")
@@ -140,6 +147,7 @@ def deploy(
 @service.command()
 @click.argument("name")
 @click.option("--model", "model_id", metavar="NAME[:VERSION]", help="Serve this one; no call is lost.")
+@click.option("--image", "image_id", metavar="NAME[:VERSION]", help="Serve that of this image.")
 @click.option("--replicas", type=click.IntRange(1), help="How many servers.")
 @certificate_options
 @click.option("--no-tls", is_flag=True, help="Speak TLS no longer.")
@@ -152,6 +160,7 @@ def deploy(
 def update(
     name: str,
     model_id: str | None,
+    image_id: str | None,
     replicas: int | None,
     tls_cert: Path | None,
     tls_key: Path | None,
@@ -166,18 +175,15 @@ def update(
     json_: bool,
 ) -> None:
     """Change the service NAME while it runs; its ports stay."""
-    from fpgasim.service import Model
-
     found = _find(workspace_, name)
+    if model_id is not None and image_id is not None:
+        raise InputError("--model and --image are both given; one of them would do")
     certificate = _certificate(tls_cert, tls_key, self_signed, found.host)
     if no_tls and certificate is not None:
         raise InputError("--no-tls is given with a certificate; one of them would do")
-    model = None
-    if model_id is not None:
-        kind = "id" if ":" in model_id else "name"
-        model = Model(found.workspace, **{kind: model_id})
     found.update(
-        models=None if model is None else [model],
+        image=None if image_id is None else _image(found.workspace, image_id),
+        models=None if model_id is None else [_model(found.workspace, model_id)],
         num_replicas=replicas,
         tags=pairs("--tag", tags) if tags else None,
         description=description,
@@ -294,6 +300,18 @@ def regen_key(name: str, which: str, key: str | None, workspace_: str | None, js
     found = _find(workspace_, name)
     found.regen_key(which, key)
     _show_keys(found, json_)
+
+
+def _model(workspace: Workspace, name: str) -> Model:
+    from fpgasim.service import Model
+
+    return Model(workspace, id=name) if ":" in name else Model(workspace, name=name)
+
+
+def _image(workspace: Workspace, name: str) -> Image:
+    from fpgasim.service import Image
+
+    return Image(workspace, id=name) if ":" in name else Image(workspace, name=name)
 
 
 def _find(workspace_: str | None, name: str) -> Webservice:

@@ -1,7 +1,6 @@
 """Models that are registered in a moment, and services whose processes are ended whatever a test does."""
 
 import contextlib
-import dataclasses
 import signal
 
 import numpy as np
@@ -35,15 +34,6 @@ def pictures(workspace, folder):
     ]
     definition.save(folder / "service_def.zip")
     return Model.register(workspace, folder / "service_def.zip", "pictures")
-
-
-@dataclasses.dataclass(frozen=True)
-class Image:
-    """What a service needs of an image."""
-
-    name: str
-    version: int
-    models: list
 
 
 def processes(service):

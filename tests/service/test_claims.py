@@ -7,20 +7,21 @@ import pytest
 
 from fpgasim.errors import InputError, WebserviceException, WorkspaceError
 from fpgasim.service import (
+    AccelContainerImage,
     AksCompute,
     AksWebservice,
     BrainwaveWebservice,
     ComputeTarget,
     DeploymentConfig,
+    Image,
     LocalWebservice,
     Model,
     Webservice,
     processes,
     tls,
 )
-from fpgasim.service.registry import add_item
 
-from .deploying import Image, registered
+from .deploying import registered
 
 
 @pytest.fixture
@@ -43,11 +44,14 @@ def deploy(workspace, name, model, replicas=1, **options):
     )
 
 
-def image(workspace, model, version=1):
-    """An image of `model`, as the registry keeps one."""
-    with workspace.store.transaction() as connection:
-        add_item(connection, "image", "im", version, {}, uses=[("model", model.name, model.version)])
-    return Image("im", version, [model])
+@pytest.fixture
+def image(workspace, tmp_path):
+    """Makes an image of a model, with next to nothing beside it."""
+    program = tmp_path / "root" / "usr" / "local" / "bin" / "fpgasim"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    config = AccelContainerImage.image_configuration(root=tmp_path / "root")
+    return lambda model: Image.create(workspace, "img", [model], config)
 
 
 def test_a_service_that_finds_no_fpga_names_the_holders(workspace, model, launched):
@@ -106,14 +110,19 @@ def test_the_number_of_fpgas_must_be_one(workspace, model, monkeypatch):
     assert Webservice.list(workspace) == []
 
 
-def test_a_service_goes_before_its_image_and_that_before_its_model(workspace, model, launched):
-    made = Webservice.deploy_from_image(workspace, "one", image(workspace, model))
-    assert (made.image_id, made.model_id) == ("im:1", model.id)
-    with pytest.raises(WebserviceException, match="DeletionRequired: model linear:1 is used by image im:1"):
+def test_a_service_goes_before_its_image_and_that_before_its_model(workspace, model, launched, image):
+    first = image(model)
+    made = Webservice.deploy_from_image(workspace, "one", first)
+    assert (made.image_id, made.model_id) == ("img:1", model.id)
+    with pytest.raises(WebserviceException, match="DeletionRequired: model linear:1 is used by image img:1"):
         model.delete()
-    second = registered(workspace, workspace.root / "files", 2.0)
-    made.update(image=image(workspace, second, 2))
-    assert (made.image_id, made.model_id, made.version) == ("im:2", "linear:2", 2)
+    with pytest.raises(WebserviceException, match="DeletionRequired: image img:1 is used by service one:1"):
+        first.delete()
+    second = image(registered(workspace, workspace.root / "files", 2.0))
+    made.update(image=second)
+    assert (made.image_id, made.model_id, made.version) == ("img:2", "linear:2", 2)
+    first.delete()
+    model.delete()
     made.delete()
     with pytest.raises(WebserviceException, match="WebserviceNotFound: Webservice with name 'one' not found"):
         Webservice(workspace, "one")
@@ -178,7 +187,7 @@ def test_services_are_listed_by_tags_and_models(workspace, model, launched):
 
     assert found(tags={"area": "vision"}) == found(tags=["n"]) == found(tags=[["n", 1]]) == ["one"]
     assert found(model_name="other") == found(model_id="other:1") == ["two"]
-    assert found(tags={"n": "2"}) == found(image_name="im") == []
+    assert found(tags={"n": "2"}) == found(image_name="img") == []
     one = Webservice(workspace, "one")
     one.update(tags={"new": "tag"}, properties={"p": "q"})
     assert (one.tags, one.properties, one.description) == ({"new": "tag"}, {"p": "q"}, "d")
