@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The test processes share the processors, so each uses one.
 PYTEST := FPGASIM_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test test-quick test-rtl test-extras extras test-oracles oracles test-torch torch test-sanitize test-fuzz lint clean
+.PHONY: demo test test-quick test-rtl test-clients test-extras extras test-oracles oracles test-torch torch test-sanitize test-fuzz lint clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -24,6 +24,7 @@ help:
 	@echo "make test           lint, types and all tests"
 	@echo "make test-quick     the tests that take less than five seconds each"
 	@echo "make test-rtl       every core and network against our own RTL, with Verilator: values and cycles (needs g++)"
+	@echo "make test-clients   clients in other languages and of other projects on a server (needs Debian's Go, Node, skopeo, …)"
 	@echo "make test-oracles   formats against other emulators, which need PyTorch: in .venv-oracles, 2 GB"
 	@echo "make test-extras    conversion of TensorFlow models and the MLflow registry: in .venv-extras, 2 GB"
 	@echo "make test-torch     export and quantization-aware training with PyTorch: in .venv-torch, 1.5 GB (6 with CUDA)"
@@ -43,6 +44,24 @@ test-quick: $(READY)
 
 test-rtl: $(READY)
 	$(PYTEST) tests/rtl/full
+
+# Clients that others wrote and those in other languages, each with what it needs, stay out of .venv.
+CLIENTS := .venv-clients
+CLIENT_TOOLS := go node npm protoc protoc-gen-go runc skopeo umoci
+CLIENT_SOURCES := tests/clients/install.sh $(wildcard docs/examples/clients/*/* fpgasim/service/protos/*.proto)
+test-clients: $(READY)
+	@export PATH="$$PATH:/usr/sbin:/sbin"; missing=; \
+	for tool in $(CLIENT_TOOLS); do command -v $$tool > /dev/null || missing="$$missing $$tool"; done; \
+	test -d /usr/share/gocode/src/google.golang.org/grpc || missing="$$missing golang-google-grpc-dev"; \
+	if [ -n "$$missing" ]; then \
+	  echo "make test-clients needs$$missing; as root, .ci/debian-tools installs all it needs from Debian." >&2; exit 1; \
+	fi
+	$(MAKE) $(CLIENTS)/.installed
+	PATH="$$PATH:/usr/sbin:/sbin" FPGASIM_CLIENTS=$(CLIENTS) FPGASIM_NUM_THREADS=1 $(BIN)/python -m pytest tests/clients
+
+$(CLIENTS)/.installed: $(CLIENT_SOURCES)
+	tests/clients/install.sh $(CLIENTS) $(BIN)/python
+	@touch $@
 
 # PyTorch stays out of .venv. PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu chooses its build without CUDA.
 test-oracles:
@@ -87,7 +106,7 @@ lint: $(READY)
 	MYPYPATH=$(TYPED) $(BIN)/mypy -p fpgasim
 
 clean:
-	rm -rf $(VENV) .venv-extras .venv-oracles .venv-torch build dist *.egg-info kernels/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(CLIENTS) .venv-extras .venv-oracles .venv-torch build dist *.egg-info kernels/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): $(SOURCES) $(BIN)/python
