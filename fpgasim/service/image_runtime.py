@@ -124,6 +124,11 @@ def distributions() -> list[importlib.metadata.Distribution]:
             raise WebserviceException(
                 f"an image needs the package {name!r}, which is not installed; pip install 'fpgasim[serve]' brings it"
             ) from None
+        missing = extras.difference(found[name].metadata.get_all("Provides-Extra") or ())
+        if missing:
+            raise WebserviceException(
+                f"the installed {name} knows no extra {min(missing)!r}; pip install '{name}[{min(missing)}]' renews it"
+            )
         for text in found[name].requires or ():
             needed = Requirement(text)
             asked = ("", *sorted(extras))

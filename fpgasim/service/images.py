@@ -394,6 +394,8 @@ def _layer(workspace: Workspace, what: str, entries: oci.Entries, scratch: Path)
     partial = scratch / "layer"
     with partial.open("wb") as file:
         layer = oci.write_layer(entries, file)
+    if oci.key(entries) != key:
+        raise WebserviceException(f"files of {what} changed while the image was made; create it again")
     (content,) = workspace.store.put(partial)
     return _Packed(layer, replace(content, path=oci.blob(layer.sha256)), what, key, known=False)
 
