@@ -26,6 +26,8 @@ _FILE = click.Path(exists=True, dir_okay=False)
 @click.option("--tls", is_flag=True, help="Speak TLS.")
 @click.option("--ca", type=_FILE, metavar="FILE", help="Trust these certificates (PEM), not the system's; means --tls.")
 @click.option("--server-name", metavar="NAME", help="What the certificate calls the server, if not ADDRESS.")
+@click.option("--client-cert", type=_FILE, metavar="FILE", help="Certificate (PEM) for a server that asks for one.")
+@click.option("--client-key", type=_FILE, metavar="FILE", help="Its private key (PEM).")
 @click.option("--service-name", default="", metavar="NAME", help="Which service, where one address has several.")
 @click.option("--replica", "replicas", metavar="ADDRESS", multiple=True, help="Another server of the same service.")
 @click.option("--timeout", default=30.0, show_default=True, metavar="SECONDS", help="For all attempts together.")
@@ -41,6 +43,8 @@ def score(
     tls: bool,
     ca: str | None,
     server_name: str | None,
+    client_cert: str | None,
+    client_key: str | None,
     service_name: str,
     replicas: tuple[str, ...],
     timeout: float,
@@ -56,6 +60,12 @@ def score(
 
     if (image is None) == (not inputs):
         raise click.UsageError("Give either --image FILE or --input NAME=FILE.npy.")
+    if client_cert is not None and client_key is not None:
+        own = (client_cert, client_key)
+    elif client_cert is None and client_key is None:
+        own = None
+    else:
+        raise click.UsageError("Give both, --client-cert and --client-key.")
     fed = dict(parse_feeds(inputs)) if image is None else picture_input(image, input_name)
     with PredictionClient(
         address,
@@ -65,6 +75,7 @@ def score(
         service_name,
         root_certificates=ca,
         server_name=server_name,
+        client_certificate=own,
         replicas=replicas,
     ) as client:
         reply = client.predict(fed, list(outputs), timeout)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from os import PathLike
 from typing import Any, Self
 
 import grpc
 import grpc.aio
 
 from fpgasim.service import calls
-from fpgasim.service.calls import ARRAYS_TIMEOUT_S, ATTEMPTS, TIMEOUT_S, Picture, Reply, Wanted
+from fpgasim.service.calls import ARRAYS_TIMEOUT_S, ATTEMPTS, TIMEOUT_S, Pem, Picture, Reply, Wanted
 from fpgasim.service.client import service_arguments
 from fpgasim.service.servables import IMAGES
 
@@ -34,8 +33,9 @@ class AsyncPredictionClient:
         service_name: str = "",
         channel_shutdown_timeout: timedelta = timedelta(minutes=2),
         *,
-        root_certificates: bytes | str | PathLike[str] | None = None,
+        root_certificates: Pem | None = None,
         server_name: str | None = None,
+        client_certificate: tuple[Pem, Pem] | None = None,
         replicas: Sequence[str] = (),
         attempts: int = ATTEMPTS,
     ) -> None:
@@ -48,6 +48,7 @@ class AsyncPredictionClient:
             channel_shutdown_timeout,
             root_certificates,
             server_name,
+            client_certificate,
             replicas,
             attempts,
         )

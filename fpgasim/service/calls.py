@@ -25,6 +25,8 @@ Array = np.ndarray[Any, Any]
 Picture = str | PathLike[str] | bytes | Any
 #: Which outputs are wanted: one, several, or all there are.
 Wanted = str | Sequence[str] | None
+#: Certificates or a key in PEM, or the path of a file with them.
+Pem = bytes | str | PathLike[str]
 #: A picture's or tensor's seconds, and those of arrays, as Azure's clients have them.
 TIMEOUT_S, ARRAYS_TIMEOUT_S = 10.0, 30.0
 #: How often a call is tried, the seconds before the second time, which then double, and their limit.
@@ -94,8 +96,9 @@ def line(
     access_token: str,
     service_name: str,
     channel_shutdown_timeout: timedelta,
-    root_certificates: bytes | str | PathLike[str] | None,
+    root_certificates: Pem | None,
     server_name: str | None,
+    client_certificate: tuple[Pem, Pem] | None,
     replicas: Sequence[str],
     attempts: int,
 ) -> Line:
@@ -120,11 +123,13 @@ def line(
         options.append(("grpc.default_authority", name))
     credentials = None
     if use_ssl:
-        credentials = grpc.ssl_channel_credentials(_pem(root_certificates))
+        roots = None if root_certificates is None else _pem("root_certificates", root_certificates)
+        own = [_pem("client_certificate", part) for part in client_certificate or ()]
+        credentials = grpc.ssl_channel_credentials(roots, *reversed(own))  # which takes the key first
         if server_name is not None:
             options.append(("grpc.ssl_target_name_override", server_name))
-    elif root_certificates is not None or server_name is not None:
-        raise InputError("root_certificates and server_name are of TLS; give use_ssl=True too")
+    elif root_certificates is not None or server_name is not None or client_certificate is not None:
+        raise InputError("root_certificates, server_name and client_certificate are of TLS; give use_ssl=True too")
     return Line(
         target=_addresses(places) if replicas else f"dns:///{name}",
         name=", ".join(joined(*place) for place in places),
@@ -362,13 +367,13 @@ def _metadata(access_token: str, service_name: str) -> tuple[tuple[str, str], ..
     return tuple(made)
 
 
-def _pem(given: bytes | str | PathLike[str] | None) -> bytes | None:
-    if given is None or isinstance(given, bytes):
+def _pem(what: str, given: Pem) -> bytes:
+    if isinstance(given, bytes):
         return given
     try:
         return Path(given).read_bytes()
     except OSError as error:
-        raise InputError(f"root_certificates={str(given)!r} cannot be read: {error.strerror}") from error
+        raise InputError(f"{what} {str(given)!r} cannot be read: {error.strerror}") from error
 
 
 def _text(metadata: Any, key: str) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from os import PathLike
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -13,7 +12,7 @@ import grpc
 
 from fpgasim.errors import InputError
 from fpgasim.service import calls
-from fpgasim.service.calls import ARRAYS_TIMEOUT_S, ATTEMPTS, TIMEOUT_S, Picture, Reply, Wanted
+from fpgasim.service.calls import ARRAYS_TIMEOUT_S, ATTEMPTS, TIMEOUT_S, Pem, Picture, Reply, Wanted
 from fpgasim.service.servables import IMAGES
 
 __all__ = ["PredictionClient", "client_from_service", "service_arguments"]
@@ -23,8 +22,9 @@ class PredictionClient:
     """Calls the service at `address` (a host, or HOST:PORT; `port` defaults to 443 with `use_ssl`, else to 80).
 
     `access_token` is one of its keys, and is sent. `root_certificates` (PEM, or the path of such a file) says whom to
-    trust instead of the system's, `server_name` what its certificate calls it if not `address`. Calls go to `replicas`
-    (more HOST:PORTs) by turns, so that one that ends is not missed; their certificates bear the name of the first.
+    trust instead of the system's, `server_name` what its certificate calls it if not `address`, `client_certificate`
+    (chain, key) who calls, for a server that asks. Calls go to `replicas` (more HOST:PORTs) by turns, so that one that
+    ends is not missed; their certificates bear the name of the first.
 
     A call that fails raises CallError, with the server's reason and the id of the request. It is tried again, up to
     `attempts` times within its timeout, only if the server cannot be reached, is not ready or says when to come again.
@@ -43,8 +43,9 @@ class PredictionClient:
         service_name: str = "",
         channel_shutdown_timeout: timedelta = timedelta(minutes=2),
         *,
-        root_certificates: bytes | str | PathLike[str] | None = None,
+        root_certificates: Pem | None = None,
         server_name: str | None = None,
+        client_certificate: tuple[Pem, Pem] | None = None,
         replicas: Sequence[str] = (),
         attempts: int = ATTEMPTS,
     ) -> None:
@@ -57,6 +58,7 @@ class PredictionClient:
             channel_shutdown_timeout,
             root_certificates,
             server_name,
+            client_certificate,
             replicas,
             attempts,
         )

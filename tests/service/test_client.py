@@ -166,7 +166,11 @@ def test_what_cannot_be_sent_is_an_error_at_the_door(client):
         ({"address": "host", "access_token": "line\nbreak"}, "access_token has characters"),
         ({"address": "host", "attempts": 0}, "attempts=0; at least 1"),
         ({"address": "host", "root_certificates": b"pem"}, "give use_ssl=True too"),
-        ({"address": "host", "use_ssl": True, "root_certificates": "no.pem"}, r"'no\.pem' cannot be read"),
+        (
+            {"address": "host", "use_ssl": True, "root_certificates": "no.pem"},
+            r"root_certificates 'no\.pem' cannot be read",
+        ),
+        ({"address": "host", "use_ssl": True, "client_certificate": (b"", "no.key")}, r"client_certificate 'no\.key'"),
         ({"address": "127.0.0.1", "port": 1, "replicas": ["no host:1"]}, "'no host' is not known here"),
     ],
 )
@@ -230,6 +234,21 @@ def test_keys_are_sent_and_wrong_ones_are_told_without_another_try(tmp_path, cli
         plain = client_class("127.0.0.1", server.port, False, KEY, attempts=1)
         with plain, pytest.raises(CallError, match="use_ssl=True would do"):
             plain.score_numpy_array(X)
+
+
+def test_a_client_shows_its_certificate_to_a_server_that_asks(tmp_path, client_class):
+    (chain, key), (own, own_key) = (
+        write(tmp_path, tls.self_signed(["localhost"])),
+        write(tmp_path, tls.self_signed(["somebody"]), "client"),
+    )
+    with serving(linear_servable(tmp_path), tls_cert=chain, tls_key=key, client_ca=own) as server:
+        known = client_class("localhost", server.port, True, root_certificates=chain, client_certificate=(own, own_key))
+        with known:
+            np.testing.assert_array_equal(known.score_numpy_array(X), Y)
+        with client_class("localhost", server.port, True, root_certificates=chain, attempts=1) as unknown:
+            with pytest.raises(CallError) as error:
+                unknown.score_numpy_array(X)
+            assert error.value.code == "UNAVAILABLE"
 
 
 class Script:

@@ -136,4 +136,6 @@ def test_the_command_speaks_tls_and_sends_the_key(tmp_path):
 
 def test_the_command_wants_a_picture_or_arrays(tmp_path):
     assert "Give either --image FILE or --input" in score("localhost:1").output
+    one_of_two = score("localhost:1", "--image", __file__, "--client-cert", __file__)
+    assert "Give both, --client-cert and --client-key" in one_of_two.output
     assert "does not exist" in score("localhost:1", "--image", tmp_path / "no.jpg").output
