@@ -14,6 +14,7 @@
     ├── DownloadError   (also OSError)      a file that could not be fetched whole
     └── ServiceError                        a workspace, model, image or service that is not there or not free
         ├── WorkspaceError                  a workspace that cannot be used
+        ├── CallError                       a call of a client that failed for good
         ├── ConversionError (also ValueError)  a conversion of a model that failed or has not ended
         └── WebserviceException             Azure's name: an entry that is not there, is in use or cannot do it
             └── ModelNotFoundException      Azure's name: a model that no entry has
@@ -86,6 +87,22 @@ class ServiceError(FpgasimError):
 
 class WorkspaceError(ServiceError):
     pass
+
+
+class CallError(ServiceError):
+    """A call that failed for good: its gRPC status `code` as a word, the `details` that came with it, the `request_id`
+    that the server knows it by (None if it did not get there) and how many `attempts` were made."""
+
+    def __init__(self, target: str, code: str, details: str, request_id: str | None, attempts: int, hint: str) -> None:
+        self.target, self.code, self.details, self.hint = target, code, details, hint
+        self.request_id, self.attempts = request_id, attempts
+        notes = [f"request {request_id}"] if request_id else []
+        notes += [f"tried {attempts} times"] if attempts > 1 else []
+        told = f"{target} answers {code}: {details}" + (f" ({', '.join(notes)})" if notes else "")
+        super().__init__(f"{told}; {hint}" if hint else told)
+
+    def __reduce__(self) -> tuple[type["CallError"], tuple[str, str, str, str | None, int, str]]:
+        return type(self), (self.target, self.code, self.details, self.request_id, self.attempts, self.hint)
 
 
 class ConversionError(ServiceError, ValueError):

@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from fpgasim.errors import InputError, ServiceError
+from fpgasim.errors import CallError, InputError
 from fpgasim.service import tensors, wire
 from fpgasim.service.servables import IMAGES
 
@@ -36,22 +36,6 @@ _PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
 SERVICE_CONFIG: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
 _METHOD = f"/{wire.PREDICTION_SERVICE}/Predict"
 _HTTPS_PORT, _HTTP_PORT = 443, 80
-
-
-class CallError(ServiceError):
-    """A call that failed for good: its gRPC status `code` as a word, the `details` that came with it, the `request_id`
-    that the server knows it by (None if it did not get there) and how many `attempts` were made."""
-
-    def __init__(self, target: str, code: str, details: str, request_id: str | None, attempts: int, hint: str) -> None:
-        self.target, self.code, self.details, self.hint = target, code, details, hint
-        self.request_id, self.attempts = request_id, attempts
-        notes = [f"request {request_id}"] if request_id else []
-        notes += [f"tried {attempts} times"] if attempts > 1 else []
-        told = f"{target} answers {code}: {details}" + (f" ({', '.join(notes)})" if notes else "")
-        super().__init__(f"{told}; {hint}" if hint else told)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.target, self.code, self.details, self.request_id, self.attempts, self.hint)
 
 
 @dataclass(frozen=True)
