@@ -7,13 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from fpgasim.errors import FpgasimError
-
 #: What a refused caller is told to wait, in milliseconds.
 _PUSHBACK_MS = (20, 10_000)
 
 
-class Refusal(FpgasimError):
+class Refusal(Exception):
     """What a caller gets instead of an answer: the name of a gRPC status, a text, and when to come again, if ever."""
 
     def __init__(self, code: str, text: str, pushback_ms: int | None = None) -> None:

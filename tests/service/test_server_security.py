@@ -231,6 +231,8 @@ def test_a_certificate_is_exchanged_under_load_without_a_dropped_call(tmp_path, 
     with serving(echo(), tls_cert=cert, tls_key=key) as server, channel(server, certificate.chain) as line:
         thread = threading.Thread(target=load, args=(line,))
         thread.start()
+        while not answered[0] and not failed:  # it holds a connection from now on
+            stop.wait(0.01)
         for _ in range(2):
             fresh = tls.self_signed()
             write(tmp_path, fresh)
