@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from fpgasim.service.tls import Certificate
 
 #: `local`: keys where TLS is on, as in 2018 (`brainwave`); `aks`: keys unless told otherwise, as in 2019.
 Flavor = Literal["local", "brainwave", "aks"]
+#: What a file that describes a device is called in the service's folder.
+_DEVICE = "device.yaml"
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,17 @@ class DeploymentConfig:
             port=self.port,
             tls=tls,
             auth=tls if self.auth_enabled is None else self.auth_enabled,
-            device=self.device,
+            device=_DEVICE if self.own_device else self.device,
             format=self.format,
             pace=self.pace,
             max_concurrent=self.max_concurrent,
             deadline_s=self.deadline_s,
         )
+
+    @property
+    def own_device(self) -> bool:
+        """Whether `device` is a file that describes one."""
+        return self.device.endswith((".yaml", ".yml"))
 
     def keys(self) -> tuple[str, str]:
         """Primary and secondary key, made where none is given."""
@@ -129,6 +137,8 @@ def write_service(folder: Path, config: ServiceConfig, deployment: DeploymentCon
     """Writes all that the watcher of a new service needs into `folder`."""
     folder.mkdir(parents=True)
     write_model(folder / config.model_path, model)
+    if deployment.own_device:
+        shutil.copyfile(deployment.device, folder / _DEVICE)
     auth.write_keys(folder / KEYS, *deployment.keys())
     if deployment.certificate is not None:
         write_certificate(folder, deployment.certificate)
@@ -169,3 +179,13 @@ def texts(given: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in given.items()
         if value is not None
     }
+
+
+def has_all(given: Mapping[str, str], wanted: Any) -> bool:
+    """Whether `given` has every key, or key and value, of `wanted`: a mapping, or a list of keys and pairs."""
+    pairs = list(wanted.items()) if isinstance(wanted, Mapping) else list(wanted or ())
+    for pair in pairs:
+        key, *value = (pair,) if isinstance(pair, str) else pair
+        if key not in given or (value and given[key] != str(value[0])):
+            return False
+    return True

@@ -6,6 +6,7 @@ A service is a folder. `config.json` says what should run, `status.json` what do
     keys.json               primary and secondary key; only the owner reads it
     server.pem, server.key  certificate, where the service speaks TLS
     models/NAME/VERSION/    the model's files
+    device.yaml             the device, where a file describes it
     status.json             watcher, replicas, their ports, which stay what they were at the first start
     log.txt, log.1.txt      what replicas print, and what the watcher does
 

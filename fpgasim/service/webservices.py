@@ -162,8 +162,8 @@ class Webservice:
             if (image_name is None or (service.image_id or "").rpartition(":")[0] == image_name)
             and (model_name is None or service.model_id.rpartition(":")[0] == model_name)
             and (model_id is None or service.model_id == model_id)
-            and _has(service.tags, tags)
-            and _has(service.properties, properties)
+            and deployments.has_all(service.tags, tags)
+            and deployments.has_all(service.properties, properties)
         ]
 
     @classmethod
@@ -244,7 +244,8 @@ class Webservice:
             if overwrite and claims.row(workspace, name) is not None:
                 Webservice(workspace, name).delete()
             while others := claims.add(workspace, name, model, image, wanted, staged, replace=replace, queue=queue):
-                _stop_all(workspace, others)
+                for other in others:
+                    Webservice(workspace, other)._stop()
         finally:
             shutil.rmtree(staged, ignore_errors=True)
         service = cls(workspace, name)
@@ -376,8 +377,8 @@ class Webservice:
         try:
             self._apply(old, new)
         except WebserviceException:
-            dataclasses.replace(old, revision=new.revision + 1).write(self.folder)
             self._write({**before, "updated_time": claims.now()}, claims.used(before))
+            dataclasses.replace(old, revision=new.revision + 1).write(self.folder)
             self._apply(new, old)
             self._forget(new, old)
             raise
@@ -461,7 +462,8 @@ class Webservice:
                     phase = claims.QUEUED if others else claims.RUNNING
                     self._put(connection, {**self._facts, "phase": phase, "since": claims.now()})
                     break
-            _stop_all(self.workspace, others)
+            for other in others:
+                Webservice(self.workspace, other)._stop()
         with self._locked():
             self._refresh()
             self._launch_if_due()
@@ -534,8 +536,14 @@ class Webservice:
     def _launch_if_due(self) -> None:
         """Starts the watcher if the service holds its FPGAs and none runs."""
         status = Status.read(self.folder)
-        if self._facts["phase"] == claims.RUNNING and not (status is not None and status.watcher.alive):
-            processes.launch(self.folder)
+        if self._facts["phase"] != claims.RUNNING or (status is not None and status.watcher.alive):
+            return
+        config = self._config()
+        model, _, version = self.model_id.rpartition(":")
+        wanted = dataclasses.replace(config, model=model, model_version=int(version), replicas=self.num_replicas)
+        if wanted != config:  # an update was cut short
+            dataclasses.replace(wanted, revision=config.revision + 1).write(self.folder)
+        processes.launch(self.folder)
 
     def _change(self, **facts: Any) -> None:
         change_item(self.workspace, KIND, self.name, self.version, facts)
@@ -583,20 +591,6 @@ def start_queued(workspace: Workspace) -> None:
         with contextlib.suppress(WebserviceException), service._locked():  # its own state says so
             service._refresh()
             service._launch_if_due()
-
-
-def _stop_all(workspace: Workspace, names: Sequence[str]) -> None:
-    for name in names:
-        Webservice(workspace, name)._stop()
-
-
-def _has(given: Mapping[str, str], wanted: Any) -> bool:
-    pairs = list(wanted.items()) if isinstance(wanted, Mapping) else list(wanted or ())
-    for pair in pairs:
-        key, *value = (pair,) if isinstance(pair, str) else pair
-        if key not in given or (value and given[key] != str(value[0])):
-            return False
-    return True
 
 
 def _grace_s(folder: Path) -> float:

@@ -20,6 +20,7 @@ from fpgasim.service import (
     processes,
     tls,
 )
+from fpgasim.service.processes import ServiceConfig
 
 from .deploying import registered
 
@@ -244,6 +245,16 @@ def test_a_cluster_is_this_machine_and_brings_its_certificate(workspace, model, 
     target.delete()
     with pytest.raises(WebserviceException, match="ComputeTargetNotFound"):
         AksCompute(workspace, "my-aks-9")
+
+
+def test_an_update_that_was_cut_short_comes_through_with_the_next_start(workspace, model, launched):
+    service = deploy(workspace, "one", model)
+    before = ServiceConfig.read(service.folder)
+    service.update(models=[registered(workspace, workspace.root / "files", 2.0)], num_replicas=2)
+    before.write(service.folder)  # killed before this was written
+    service.start()
+    after = ServiceConfig.read(service.folder)
+    assert (after.model_version, after.replicas, after.revision) == (2, 2, before.revision + 1)
 
 
 def test_a_deletion_that_was_cut_short_can_be_done_again(workspace, model, launched):

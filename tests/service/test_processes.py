@@ -103,6 +103,9 @@ def test_replicas_come_back_and_end_with_their_watcher_and_the_service_with_its_
     again.wait_for_deployment(timeout_sec=PATIENCE_S)
     assert again.ports == ports
     assert (again.run({"x": X}) == answer(1.0)).all()
+    again.update(num_replicas=1)
+    again.wait_for_deployment(timeout_sec=PATIENCE_S)
+    assert again.ports == ports[:1]
     left = running(again)
     again.delete()
     assert not any(process.alive for process in left)

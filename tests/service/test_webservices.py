@@ -33,6 +33,7 @@ from . import calling, small
 from .deploying import PATIENCE_S, X, answer, cleaned, pictures, processes as running, registered
 
 pytestmark = pytest.mark.slow
+DEVICE = Path(__file__).parents[2] / "docs" / "examples" / "mine.yaml"
 
 
 @pytest.fixture
@@ -210,7 +211,8 @@ def test_services_are_deployed_shown_changed_and_ended_from_the_command_line(wor
         return found.output
 
     model = registered(workspace, tmp_path)
-    made = json.loads(fpgasim("deploy", "svc", "--model", "linear", "--auth", "--tag", "a=b", "--json"))
+    options = ("--auth", "--tag", "a=b", "--device", str(DEVICE), "--json")
+    made = json.loads(fpgasim("deploy", "svc", "--model", "linear", *options))
     assert (made["state"], made["model_id"], made["auth_enabled"], made["tags"]) == (
         "Healthy", model.id, True, {"a": "b"},
     )  # fmt: skip
@@ -224,6 +226,10 @@ def test_services_are_deployed_shown_changed_and_ended_from_the_command_line(wor
     registered(workspace, tmp_path, 2.0)
     assert json.loads(fpgasim("update", "svc", "--model", "linear:2", "--json"))["model_id"] == "linear:2"
     assert (Webservice(workspace, "svc").run(np.float64(X)) == answer(2.0)).all()
+    watcher = running(Webservice(workspace, "svc"))[0]
+    watcher.signal(signal.SIGKILL)
+    assert watcher.wait(PATIENCE_S)
+    assert fpgasim("start", "--all") == "svc is Healthy\n"
     assert "give either" in fpgasim("stop", fails=4)
     assert fpgasim("stop", "svc") == "svc is Stopped\n"
     assert fpgasim("start", "--all") == ""  # it was stopped on purpose
