@@ -35,7 +35,7 @@ _OF_A_MODEL = (
     "--algorithm",
     default="auto",
     show_default=True,
-    help="auto: exact; mincut, milp; greedy: what others do, for comparison.",
+    help="auto: exact, by the quickest that is; mincut, frontier, milp; greedy: what others do, for comparison.",
 )
 @click.option(
     "--costs",
@@ -103,6 +103,7 @@ def partition(
     docs/placement.md), whose nodes are placed.
     """
     import fpgasim
+    from fpgasim.placement.plan import COSTS
     from fpgasim.report import runs
 
     asked: dict[str, Any] = {
@@ -119,6 +120,10 @@ def partition(
     if plan is None:
         if os.path.exists(costs):
             raise InputError(f"--costs {costs}: the nodes of {model!r} have costs; leave MODEL out to place the file's")
+        if costs not in COSTS:
+            raise InputError(
+                f"no cost table {costs!r}; there are {', '.join(COSTS)} with a MODEL, and a file stands alone, without"
+            )
         plan = fpgasim.partition(
             open_model(model, weights),
             device,

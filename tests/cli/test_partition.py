@@ -162,7 +162,7 @@ def test_what_a_saved_plan_has_decided_is_not_taken_again(fpgasim, refused, mode
 @pytest.mark.parametrize(
     ("options", "message", "code"),
     [
-        (("--costs", "guessed"), "no cost table 'guessed'; there are analytic, measured", INPUT),
+        (("--costs", "no.json"), "no cost table 'no.json'; there are analytic, measured with a MODEL, and a", INPUT),
         (("--dim", "N"), "--dim 'N'; NAME=SIZE would do", INPUT),
         (("--dim", "N=x"), "--dim N=x: the size must be a whole number from 1 up", INPUT),
         (("--dim", "N=0"), "dimension 'N' is bound to 0", INPUT),
