@@ -28,7 +28,7 @@ from fpgasim.placement.plan import (
     ReasonCode,
     priced,
 )
-from fpgasim.placement.problem import Weights
+from fpgasim.placement.problem import Weights, weight_of
 from fpgasim.placement.solving import Algorithm, Maker, forced_sides, solve
 from fpgasim.placement.wording import milliseconds, plural
 
@@ -105,7 +105,21 @@ def partition(
     )
     options = dataclasses.replace(options, capacity=_capacity(options, engine, numbers))
     bound = graph.bind(dims)
-    table = cost_table(bound, engine, numbers, _measured(bound) if costs == "measured" else None)
+    cpu_s = _measured(bound) if costs == "measured" else None
+    return _planned(graph, bound, engine, numbers, objective, options, cpu_s)
+
+
+def _planned(
+    graph: Graph,
+    bound: Graph,
+    engine: Device,
+    numbers: Numbers,
+    objective: Objective,
+    options: Options,
+    cpu_s: Mapping[str, float] | None,
+) -> Plan:
+    """The plan of `graph` with its dimensions as in `bound`; `cpu_s` are the nodes' times on the CPU if measured."""
+    table = cost_table(bound, engine, numbers, cpu_s)
     forced = _forced(bound, table, options)
     sides = {name: side for name, (side, _) in forced.items()}
     pinned: frozenset[str] = frozenset()
@@ -174,8 +188,8 @@ def partition(
     )
 
 
-def replan(plan: Plan, input_shapes: Mapping[str, tuple[int, ...]]) -> Plan:
-    """`plan` for inputs of other shapes: see `Plan.replan`. A node that only these shapes bring runs on the CPU."""
+def replan(plan: Plan, input_shapes: Mapping[str, tuple[int, ...]], keep_sides: bool = False) -> Plan:
+    """`plan` for inputs of other shapes: see `Plan.replan`. A kept side of a node that only these bring is the CPU."""
     if not isinstance(input_shapes, Mapping):
         raise InputError(
             f"input_shapes is a {type(input_shapes).__name__}; a mapping from input name to shape, as in "
@@ -186,30 +200,48 @@ def replan(plan: Plan, input_shapes: Mapping[str, tuple[int, ...]]) -> Plan:
             raise InputError(f"input {name!r}: shape {shape!r} must be a tuple of whole numbers")
     graph = plan.source_graph.with_input_shapes(input_shapes).bind()
     cpu_s = _scaled(plan, graph) if plan.options.costs == "measured" else None
+    empty = any(0 in shape for shape in input_shapes.values())
+    if keep_sides or empty:
+        return _kept(plan, graph, cpu_s, empty)
+    return _planned(plan.source_graph, graph, plan.device, plan.numbers, plan.objective_name, plan.options, cpu_s)
+
+
+def _kept(plan: Plan, graph: Graph, cpu_s: Mapping[str, float] | None, empty: bool) -> Plan:
+    """`plan` for `graph`, its source graph bound to other shapes, every node on its side; on the CPU if `empty`."""
     table = cost_table(graph, plan.device, plan.numbers, cpu_s)
     placement: dict[str, Side] = {node.name: plan.assignment.get(node.name, "cpu") for node in graph.nodes}
-    if any(0 in shape for shape in input_shapes.values()):  # nothing to compute: the CPU knows what shape that has
-        placement = dict.fromkeys(placement, "cpu")
+    note = f"every node is on its side in the plan for {_shapes(plan.graph)}"
+    if empty:  # nothing to compute: the CPU knows what shape that has
+        placement, note = dict.fromkeys(placement, "cpu"), "everything is left on the CPU: an input is empty"
     for name, (_, message) in table.unsupported.items():
         if placement[name] == "fpga":
-            raise PlacementError(f"node {name!r} cannot stay on the FPGA at these shapes: {message}; partition anew")
+            raise PlacementError(
+                f"node {name!r} cannot stay on the FPGA at these shapes: {message}; keep_sides=False would do"
+            )
     on_fpga = {name for name, side in placement.items() if side == "fpga"}
     pinned = plan.pinned & on_fpga
     stages = tuple(tuple(name for name in names if name in on_fpga) for names in plan.stages)
     limits = _undivided(table.cost_graph, plan.options, plan.device, plan.numbers)[1]
-    reasons = {d.node: d.message for d in plan.decisions if d.code == "forced"}
+    reasons = {d.node: d.message for d in plan.decisions if d.code == "forced" and placement.get(d.node) == d.device}
     costs = priced(table.cost_graph, plan.options.weights, pinned)
-    return dataclasses.replace(
+    kept = dataclasses.replace(
         plan,
         graph=graph,
+        algorithm=plan.algorithm if on_fpga else "all-cpu",
         decisions=tuple(_decisions(graph, table, costs, placement, plan.objective_name, limits, reasons)),
         cost_graph=table.cost_graph,
         lower_bound_s=_lower_bound(table.cost_graph, plan.options.weights),
-        note="",
+        note=note,
         pinned=pinned,
         solver_s=0.0,
         stages=tuple(names for names in stages if names),
     )
+    loss = _slower(kept.all_cpu_s, kept.objective_s) if kept.all_cpu_s < kept.objective_s else ""
+    return dataclasses.replace(kept, note=_joined(note, loss))
+
+
+def _shapes(graph: Graph) -> str:
+    return ", ".join(f"{tensor.name} {tensor.shape}" for tensor in graph.inputs) or "no input"
 
 
 def _force(force: object) -> tuple[tuple[str, Side], ...]:
@@ -301,7 +333,9 @@ def _forced(graph: Graph, table: CostTable, options: Options) -> dict[str, tuple
         where = f"the cut at {', '.join(map(repr, options.cut_at))}"
         before = _before(graph, table.cost_graph, options.cut_at)
         required &= before
-        for name in table.cost_graph.node_of.keys() - before:
+        for name in table.cost_graph.node_of:
+            if name in before:
+                continue
             if forced.get(name, ("cpu", ""))[0] == "fpga":
                 raise PlacementError(f"force puts node {name!r} on the FPGA, but it is behind {where}")
             forced[name] = "cpu", f"behind {where}"
@@ -313,8 +347,25 @@ def _forced(graph: Graph, table: CostTable, options: Options) -> dict[str, tuple
             raise PlacementError(
                 f"require_fpga: {len(missing)} of {len(required)} nodes cannot be on the FPGA: {', '.join(missing)}"
             )
-        forced |= dict.fromkeys(required, ("fpga", "require_fpga puts it there"))
+        forced |= dict.fromkeys(graph_order(graph, required), ("fpga", "require_fpga puts it there"))
+    _check_room(table.cost_graph, forced, options)
     return forced
+
+
+def _check_room(costs: CostGraph, forced: Mapping[str, tuple[Side, str]], options: Options) -> None:
+    """Raises PlacementError naming the node at which the weights of those forced to the FPGA exceed its capacity."""
+    names = [name for name in costs.node_of if forced.get(name, ("cpu", ""))[0] == "fpga"]
+    if options.capacity is None or options.devices != 1 or options.weights == "auto":
+        return
+    if weight_of(costs, names) <= options.capacity:
+        return
+    for i, name in enumerate(names, 1):
+        if weight_of(costs, names[:i]) > options.capacity:
+            raise PlacementError(
+                f"capacity={options.capacity:,} bytes of weights do not hold those of the {plural(len(names), 'node')} "
+                f"that must be on the FPGA, {weight_of(costs, names):,.0f}; {name!r}, with "
+                f"{costs.node_of[name].weight:,}, is the first without room ({forced[name][1]})"
+            )
 
 
 def graph_order(graph: Graph, names: Collection[str]) -> Iterator[str]:

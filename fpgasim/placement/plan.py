@@ -363,14 +363,17 @@ class Plan:
 
         return plan_timing(self)
 
-    def replan(self, input_shapes: Mapping[str, tuple[int, ...]]) -> Plan:
-        """This placement for inputs of other shapes: every node stays on its side, the costs are the new shapes'.
+    def replan(self, input_shapes: Mapping[str, tuple[int, ...]], *, keep_sides: bool = False) -> Plan:
+        """This plan for inputs of other shapes: what `partition` would choose for them, asked for the same.
 
-        Raises InputError for shapes that contradict the model, PlacementError where a node cannot stay on the FPGA.
+        Measured times on the CPU are scaled by what the table says of both shapes. With `keep_sides` every node stays
+        on its side instead, and the note says so, and what the CPU alone would take where that is less. Where an input
+        is empty everything is on the CPU. Raises InputError for shapes that contradict the model, PlacementError where
+        what was asked for cannot be met at these shapes, or a node whose side is kept cannot stay on the FPGA.
         """
         from fpgasim.placement.partitioning import replan
 
-        return replan(self, input_shapes)
+        return replan(self, input_shapes, keep_sides)
 
     def export(self, path: str | os.PathLike[str]) -> None:
         """Writes the bound graph as ONNX with a model-local function `fpgasim::fpga0`, … for each FPGA segment.

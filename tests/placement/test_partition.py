@@ -15,6 +15,7 @@ from fpgasim.npu.timing import segment_timing, transfer_seconds
 from fpgasim.placement import objective, phases
 from fpgasim.placement.cost_graph import check_convex
 from fpgasim.placement.costs import transfer_bytes
+from fpgasim.placement.wording import milliseconds
 
 from .nets import Net, classifier, sandwich
 
@@ -221,26 +222,98 @@ def test_what_is_no_graph_is_refused():
         fs.partition("resnet50.onnx", *BW)
 
 
-def test_replan_keeps_every_node_where_it_was():
+def head(size=7):
+    """A convolution whose FPGA time pays from some batch up, and a Softmax that the engine does not have."""
+    net = Net(("N", 64, size, size))
+    return net.graph(net.op("Softmax", net.conv("x", 64, 64)))
+
+
+def test_another_batch_is_placed_as_if_it_had_been_asked_for_at_first():
+    graph = head()
+    plan = fs.partition(graph, *BW)
+    assert plan.algorithm == "all-cpu"
+    larger = plan.replan({"x": (64, 64, 7, 7)})
+    assert larger == fs.partition(graph, *BW, dims={"N": 64})
+    assert larger.assignment["conv0"] == "fpga"
+    assert larger.objective_s < larger.all_cpu_s / 2
+    again = larger.replan({"x": (1, 64, 7, 7)})
+    assert again == plan
+    assert (again.algorithm, again.note) == (plan.algorithm, plan.note)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"objective": "coverage"},
+        {"force": {"conv*": "fpga"}},
+        {"algorithm": "greedy"},
+        {"weights": "pinned"},
+        {"max_segments": 0},
+        {"devices": 2, "hop_s": 1e-6, "split_for": "throughput"},
+        {"pointwise": "bf16", "accumulator": "fp32", "order": "chwk"},
+    ],
+    ids=str,
+)
+def test_another_batch_is_placed_by_what_was_asked_for(asked):
+    graph = head()
+    plan = fs.partition(graph, *BW, **asked)
+    for batch in (64, 2):
+        plan = plan.replan({"x": (batch, 64, 7, 7)})
+        assert plan == fs.partition(graph, *BW, dims={"N": batch}, **asked)
+
+
+def test_sides_that_are_kept_say_so_and_what_they_lose_to_the_cpu():
+    graph = head()
+    small, large = fs.partition(graph, *BW), fs.partition(graph, *BW, dims={"N": 64})
+    kept = small.replan({"x": (64, 64, 7, 7)}, keep_sides=True)
+    assert kept.assignment == small.assignment
+    assert kept.algorithm == "all-cpu"
+    assert kept.note == "every node is on its side in the plan for x (1, 64, 7, 7)"
+    kept = large.replan({"x": (1, 64, 7, 7)}, keep_sides=True)
+    assert kept.assignment == large.assignment
+    assert kept.algorithm == large.algorithm
+    assert kept.objective_s > kept.all_cpu_s >= kept.lower_bound_s
+    assert kept.note == (
+        "every node is on its side in the plan for x (64, 64, 7, 7); the CPU alone would take "
+        f"{milliseconds(kept.all_cpu_s)} instead of {milliseconds(kept.objective_s)}"
+    )
+
+
+@pytest.mark.parametrize("keep_sides", [False, True])
+@pytest.mark.parametrize("asked", [{"objective": "coverage"}, {"force": {"conv*": "fpga"}}, {}], ids=str)
+def test_an_empty_batch_is_left_to_the_cpu_and_so_it_is_called(asked, keep_sides):
+    plan = fs.partition(sandwich(), *BW, **asked).replan({"x": (0, 64, 16, 16)}, keep_sides=keep_sides)
+    assert set(plan.assignment.values()) == {"cpu"}
+    assert plan.algorithm == "all-cpu"
+    assert plan.note == "everything is left on the CPU: an input is empty"
+    assert {d.code for d in plan.decisions} == {"unsupported-op", "unsupported-attr"}
+
+
+def test_replan_takes_shapes_of_the_model():
     plan = fs.partition(sandwich(), *BW, objective="coverage")
-    larger = plan.replan({"x": (3, 64, 16, 16)})
+    larger = plan.replan({"x": (3, 64, 16, 16)}, keep_sides=True)
     assert larger.graph.inputs[0].shape == (3, 64, 16, 16)
     assert larger.assignment == plan.assignment
     assert larger.objective_s > plan.objective_s
-    assert larger == fs.partition(sandwich(), *BW, objective="coverage", dims={"N": 3})
-    assert larger.replan({"x": (1, 64, 16, 16)}) == plan
     with pytest.raises(InputError, match="has shape"):
         plan.replan({"x": (1, 64, 16, 17)})
 
 
-def test_replan_refuses_a_shape_at_which_a_node_does_not_fit_any_more():
+def test_a_node_that_does_not_fit_at_a_shape_is_on_the_cpu_there_unless_it_must_stay():
     net = Net(("N", 16, 4, "W"))
+    graph = net.graph(net.conv("x", 16, 16))
     tiny = dataclasses.replace(fs.npu.get_device("bw_a10"), initial_vrf=64)
-    plan = fs.partition(net.graph(net.conv("x", 16, 16)), tiny, "bw_1s5e5m", objective="coverage", dims={"W": 8})
+    wide = {"x": (1, 16, 4, 512)}
+    plan = fs.partition(graph, tiny, "bw_1s5e5m", objective="coverage", dims={"W": 8})
+    assert plan.assignment == {"conv0": "fpga"}
+    assert plan.replan(wide).decisions[0].code == "too-large"
     with pytest.raises(
-        PlacementError, match=r"node 'conv0' cannot stay on the FPGA at these shapes: .*; partition anew"
+        PlacementError, match=r"node 'conv0' cannot stay on the FPGA at these shapes: .*; keep_sides=False would do"
     ):
-        plan.replan({"x": (1, 16, 4, 512)})
+        plan.replan(wide, keep_sides=True)
+    required = fs.partition(graph, tiny, "bw_1s5e5m", require_fpga=True, dims={"W": 8})
+    with pytest.raises(PlacementError, match=r"require_fpga: 1 of 1 nodes cannot be on the FPGA: 'conv0' \(too-large"):
+        required.replan(wide)
 
 
 def test_a_plan_whose_decisions_are_about_other_nodes_is_refused():
@@ -299,7 +372,7 @@ def test_the_explanation_names_the_figures_the_reasons_and_the_transfers():
     assert "100.0% of" in text
     assert "pcie_bytes_per_s=6.5e+09 bytes/s" in " ".join(text.split())
     assert "unsupported-op: LRN is not an operator of the engine" in text
-    assert text.index("1 nodes on the CPU") < text.index("4 nodes on the FPGA")
+    assert text.index("1 node on the CPU") < text.index("4 nodes on the FPGA")
     table = lines[lines.index("steps in order") + 1 :]
     assert [row.split()[:3] for row in table[1:]] == [["1", "fpga", "2"], ["2", "cpu", "1"], ["3", "fpga", "2"]]
     assert "x 32,768 bytes" in table[1]

@@ -2,6 +2,10 @@
 
 import dataclasses
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +16,7 @@ from fpgasim.npu.timing import on_chip_bytes
 from .nets import Net, classifier, sandwich
 
 BW = ("bw_a10", "bw_1s5e5m")
+ROOT = Path(__file__).parents[2]
 
 
 def chain(layers=6, channels=64):
@@ -223,6 +228,48 @@ def test_a_bad_value_is_refused_in_one_line_that_names_it(change, error, message
     assert "\n" not in str(refusal.value)
 
 
+OUT_OF_ROOM = """
+import fpgasim as fs
+from tests.placement.nets import classifier, Net
+graph = classifier(softmax=False)
+weights = [n.weight for n in fs.partition(graph, "bw_a10", "bw_1s5e5m").cost_graph.nodes]
+chain = Net()
+x = "x"
+for _ in range(12):
+    x = chain.op("Relu", x)
+for network, asked in (
+    (graph, {"require_fpga": True, "capacity": sum(weights[:3]) + 1}),
+    (chain.graph(x), {"require_fpga": True, "max_segments": 0}),
+    (chain.graph(x), {"cut_at": ["relu0_out"], "force": {"relu*": "fpga"}}),
+):
+    try:
+        fs.partition(network, "bw_a10", "bw_1s5e5m", **asked)
+    except fs.errors.PlacementError as refusal:
+        print(refusal)
+"""
+
+
+def test_demands_that_contradict_name_the_first_node_of_the_graph_in_every_run():
+    said = []
+    for seed in ("0", "1"):
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        run = subprocess.run(
+            [sys.executable, "-c", OUT_OF_ROOM], env=environment, cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        said.append(run.stdout.splitlines())
+    assert said[0] == said[1]
+    room, segments, cut = said[0]
+    weights = {n.name: n.weight for n in fs.partition(classifier(softmax=False), *BW).cost_graph.nodes}
+    held = sum(weights[name] for name in ("conv0", "conv2"))
+    assert room == (
+        f"capacity={held + 1:,} bytes of weights do not hold those of the {len(weights)} nodes that must be on the "
+        f"FPGA, {sum(weights.values()):,}; 'conv4', with {weights['conv4']:,}, is the first without room "
+        "(require_fpga puts it there)"
+    )
+    assert "'relu0'" in segments
+    assert cut == "force puts node 'relu1' on the FPGA, but it is behind the cut at 'relu0_out'"
+
+
 OPTIONS = (
     {"max_segments": 1, "force": {"relu1": "fpga"}},
     {"capacity": 40_000, "algorithm": "milp"},
@@ -241,12 +288,15 @@ def test_options_are_kept_in_a_file_and_for_other_shapes(options, tmp_path):
     assert again == plan
     assert (again.options, again.pinned, again.solver_s) == (plan.options, plan.pinned, plan.solver_s)
     assert again.timing() == plan.timing()
-    larger = again.replan({"x": (2, 64, 16, 16)})
-    assert larger.assignment == plan.assignment
-    assert (larger.options, larger.pinned) == (plan.options, plan.pinned)
     forced = {d.node: d.message for d in plan.decisions if d.code == "forced"}
-    assert {d.node: d.message for d in larger.decisions if d.code == "forced"} == forced
-    assert larger.lower_bound_s <= larger.objective_s
+    shapes = {"x": (2, 64, 16, 16)}
+    kept, larger = again.replan(shapes, keep_sides=True), again.replan(shapes)
+    assert (kept.assignment, kept.pinned, kept.algorithm) == (plan.assignment, plan.pinned, plan.algorithm)
+    assert larger == fs.partition(sandwich(), *BW, **options, dims={"N": 2})
+    for other in (kept, larger):
+        assert other.options == plan.options
+        assert {d.node: d.message for d in other.decisions if d.code == "forced"} == forced
+        assert other.lower_bound_s <= other.objective_s
 
 
 @pytest.mark.parametrize(
