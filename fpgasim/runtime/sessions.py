@@ -79,6 +79,7 @@ class Session:
         self.kernels = kernels
         self._threads = num_threads()
         self._lock = threading.Lock()
+        self._planning = threading.Lock()  # one at a time, and nobody else waits for it
         self._steps = _steps(plan, kernels, self._threads, {})
         self._other_shapes: dict[tuple[tuple[int, ...], ...], tuple[Plan, tuple[_Step, ...]]] = {}
         self._runs = 0
@@ -102,9 +103,10 @@ class Session:
         """The tensors `outputs` by name, in that order; by default the graph's outputs, but any tensor of it will do.
 
         `feeds` maps every input to an array of its dtype and shape; floating-point numbers of another precision are
-        converted. Other sizes than the plan's in the symbolic dimensions are planned once and kept, each node on its
-        side. What the FPGA computed is float32 and of the pointwise type. Raises InputError naming the input or the
-        output that does not fit, PlacementError where a node cannot stay on the FPGA at these sizes.
+        converted. Other sizes than the plan's in the symbolic dimensions are planned once, by `Plan.replan`, and kept:
+        nodes may be on other sides then. What the FPGA computed is float32 and of the pointwise type. Raises InputError
+        naming the input or the output that does not fit, PlacementError where what the plan was asked for cannot be met
+        at these sizes.
         """
         return self._run(feeds, outputs, None)
 
@@ -174,14 +176,28 @@ class Session:
         if all(tensor.shape == shapes.get(tensor.name) for tensor in self.plan.graph.inputs):
             return self.plan, self._steps
         key = tuple(shapes[tensor.name] for tensor in self.inputs if not tensor.container)
+        if (found := self._kept(key)) is not None:
+            return found
+        with self._planning:
+            if (found := self._kept(key)) is not None:  # another thread made it
+                return found
+            with self._lock:
+                made = [self._steps, *(steps for _, steps in self._other_shapes.values())]
+            plan = self.plan.replan(shapes)
+            packed = {name: constant for steps in made for name, constant in _packed(steps).items()}
+            found = plan, _steps(plan, self.kernels, self._threads, packed)
+            with self._lock:
+                self._other_shapes[key] = found
+                if len(self._other_shapes) > SHAPES_KEPT:
+                    del self._other_shapes[next(iter(self._other_shapes))]
+            return found
+
+    def _kept(self, key: tuple[tuple[int, ...], ...]) -> tuple[Plan, tuple[_Step, ...]] | None:
+        """What is kept for these shapes, now the last used."""
         with self._lock:
             found = self._other_shapes.pop(key, None)
-            if found is None:
-                plan = self.plan.replan(shapes)
-                found = plan, _steps(plan, self.kernels, self._threads, _packed(self._steps))
-            self._other_shapes[key] = found
-            if len(self._other_shapes) > SHAPES_KEPT:
-                del self._other_shapes[next(iter(self._other_shapes))]
+            if found is not None:
+                self._other_shapes[key] = found
             return found
 
 

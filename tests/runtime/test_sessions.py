@@ -186,6 +186,59 @@ def test_a_session_keeps_a_limited_number_of_other_shapes():
     )
 
 
+def paying_in_batches() -> onnx.ModelProto:
+    """On the CPU for one image, its convolution on the FPGA for many."""
+    net = Net(11)
+    net.op("Softmax", net.conv("x", 64, 64, 3, pads=[1, 1, 1, 1], output="y"), output="result")
+    return net.model(("N", 64, 7, 7), "result")
+
+
+def test_each_batch_is_computed_where_a_plan_made_for_it_has_its_nodes_and_packs_weights_once():
+    graph = fs.load(paying_in_batches())
+    session = fs.compile(fs.partition(graph, "bw_a10", "bw_1s5e5m"))
+    assert session.plan.fpga_mac_share == 0
+    for batch in (64, 65):
+        x = feed((batch, 64, 7, 7))
+        fresh = fs.partition(graph, "bw_a10", "bw_1s5e5m", dims={"N": batch})
+        assert fresh.fpga_mac_share == 1
+        assert same_bits(session.run({"x": x})["result"], fs.compile(fresh).run({"x": x})["result"])
+        assert session.timing({"x": x.shape}) == fresh.timing()
+    assert session.timing() == session.plan.timing()
+    first, second = (
+        step.runner.segment.constants
+        for _, steps in session._other_shapes.values()
+        for step in steps
+        if isinstance(step.runner, FpgaRunner)
+    )
+    assert first
+    assert all(first[name] is second[name] for name in first)
+
+
+def test_runs_of_known_shapes_do_not_wait_for_a_plan_that_is_being_made(monkeypatch):
+    session = fs.compile(plan_of(NETS["vgg"]()))
+    session.run({"x": feed((2, 3, 8, 8))})
+    begun, go_on = threading.Event(), threading.Event()
+    replan = Plan.replan
+
+    def slow(plan: Plan, shapes: dict[str, tuple[int, ...]]) -> Plan:
+        begun.set()
+        assert go_on.wait(30)
+        return replan(plan, shapes)
+
+    monkeypatch.setattr(Plan, "replan", slow)
+    with ThreadPoolExecutor(3) as pool:
+        third = pool.submit(session.run, {"x": feed((3, 3, 8, 8))})
+        try:
+            assert begun.wait(30)
+            for batch in (1, 2):
+                others = pool.submit(session.run, {"x": feed((batch, 3, 8, 8))})
+                assert others.result(30)["logits"].shape == (batch, 7)
+            assert not third.done()
+        finally:
+            go_on.set()
+        assert third.result(30)["logits"].shape == (3, 7)
+
+
 def test_eight_threads_share_a_session_and_its_shapes():
     session = fs.compile(plan_of(interrupted()))
     inputs = [feed((1 + i % 3, 3, 6, 6), seed=i) for i in range(24)]
