@@ -140,19 +140,20 @@ class Attempts:
         """The seconds to wait before the next attempt. Raises CallError if another one is hopeless, or too late.
 
         Only what may be over soon is tried again: a server that cannot be reached or is not ready (UNAVAILABLE), and
-        one that says when to come again (grpc-retry-pushback-ms, gRPC's A6).
+        one that says when to come again (grpc-retry-pushback-ms, gRPC's A6). Each pause is longer than the one before.
         """
         self._made += 1
         code, pushback = error.code(), _text(error.trailing_metadata(), "grpc-retry-pushback-ms")
-        if pushback is not None:
-            pause = float(pushback) / 1e3 if pushback.isdecimal() else None
-        elif code is grpc.StatusCode.UNAVAILABLE and not _hopeless(error):
-            pause = min(_PAUSE_S * 2 ** (self._made - 1), _LONGEST_PAUSE_S) * random.uniform(0.8, 1.2)
-        else:
-            pause = None
-        if pause is None or self._made >= self._line.attempts or time.monotonic() + pause >= self._end:
+        if pushback is None:
+            again, soonest_s = code is grpc.StatusCode.UNAVAILABLE and not _hopeless(error), 0.0
+        else:  # a negative number says never
+            again = pushback.isdecimal()
+            soonest_s = float(pushback) / 1e3 if again else 0.0
+        later_s = min(_PAUSE_S * 2.0 ** (self._made - 1), _LONGEST_PAUSE_S) * random.uniform(0.8, 1.2)
+        pause_s = max(later_s, soonest_s)
+        if not again or self._made >= self._line.attempts or time.monotonic() + pause_s >= self._end:
             raise self._given_up(error)
-        return pause
+        return pause_s
 
     def _given_up(self, error: Any) -> CallError:
         details = " ".join((error.details() or "no reason given").split())
