@@ -266,7 +266,8 @@ class Image:
         """Serves what is in the image on this machine, with this process's fpgasim instead of the image's.
 
         `port` 0 takes a free one; `options` are further ones of `fpgasim serve`. It holds none of the workspace's FPGAs
-        and ends with this process. Raises WebserviceException with what the server said if it does not come up.
+        and serves until `stop`, or the end of a with-block. Raises WebserviceException with what the server said if it
+        does not come up.
         """
         (model,) = self.models
         command = [sys.executable, "-m", "fpgasim", "serve", *image_runtime.arguments(model, str(model.path))]
@@ -331,6 +332,11 @@ class RunningImage:
                 raise WebserviceException(f"image {what} does not serve: {error}; {said[-500:].strip()}") from error
             raise
         return running
+
+    def check(self) -> None:
+        """Raises WebserviceException with what the server said if it has ended."""
+        if self.process.poll() is not None:
+            raise WebserviceException(f"the server of {self.address} has ended: {self.logs()[-500:].strip()}")
 
     def logs(self) -> str:
         """What the server has said on standard error."""

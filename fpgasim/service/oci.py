@@ -262,8 +262,12 @@ def _opened(path: Path) -> Iterator[_Layout]:
 def _verified(layout: _Layout) -> Verified:
     if json.loads(_read(layout, LAYOUT))["imageLayoutVersion"] != "1.0.0":
         raise InputError(f"{LAYOUT} is of another version than 1.0.0")
-    (described,) = json.loads(_read(layout, INDEX))["manifests"]
+    index = json.loads(_read(layout, INDEX))
+    (described,) = index["manifests"]
     manifest = json.loads(_blob(layout, described))
+    for name, version in ((INDEX, index["schemaVersion"]), ("the manifest", manifest["schemaVersion"])):
+        if version != 2:
+            raise ServiceError(f"{name} is of schemaVersion {version!r}; 2 would do")
     config = json.loads(_blob(layout, manifest["config"]))
     diff_ids = [_digest(diff_id) for diff_id in config["rootfs"]["diff_ids"]]
     layers = []
