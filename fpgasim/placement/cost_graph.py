@@ -15,6 +15,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 from typing import Any, Literal, TypeVar, get_args
 
 from fpgasim.errors import InputError, PlacementError, UnknownNameError
@@ -23,6 +24,8 @@ Side = Literal["cpu", "fpga"]
 PairKind = Literal["fused", "overlap"]
 PAIR_KINDS: tuple[PairKind, ...] = get_args(PairKind)
 Placement = Mapping[str, Side]
+#: Characters of a wrong value that a message shows.
+_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,14 @@ class CostNode:
     name: str
     cpu: float
     fpga: float | None
-    weight: float = 0
+    weight: float = 0.0
     load: float = 0.0
+
+    def __post_init__(self) -> None:
+        where = f"node {self.name!r}"
+        _make_floats(self, where, "cpu", "weight", "load", *([] if self.fpga is None else ["fpga"]))
+        if self.load > (self.fpga or 0.0):
+            raise InputError(f"cost graph: {where}: load={self.load!r} is more than fpga={self.fpga!r}")
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,9 @@ class CostTensor:
     to_cpu: float
     output: bool = False
 
+    def __post_init__(self) -> None:
+        _make_floats(self, f"tensor {self.name!r}", "to_fpga", "to_cpu")
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -67,13 +79,18 @@ class Pair:
     saves: float
     kind: PairKind = "fused"
 
+    def __post_init__(self) -> None:
+        _make_floats(self, f"pair {self.first!r}, {self.second!r}", "saves")
+        if self.kind not in PAIR_KINDS:
+            raise UnknownNameError("kind of pair", self.kind, PAIR_KINDS)
+
 
 @dataclass(frozen=True)
 class CostGraph:
     """The costs of a graph: nodes, tensors, pairs, the launch of a segment, the call of a CPU piece.
 
-    Raises InputError where a name is unknown or twice there, a cost is negative or not finite, or the nodes run in
-    a circle.
+    All costs and weights become floats, whatever numbers they come as. Raises InputError where a name is unknown or
+    twice there, a cost is negative or not finite, or the nodes run in a circle.
     """
 
     nodes: tuple[CostNode, ...]
@@ -86,31 +103,17 @@ class CostGraph:
         _check_unique("node", (node.name for node in self.nodes))
         _check_unique("tensor", (tensor.name for tensor in self.tensors))
         known = self.node_of
-        for node in self.nodes:
-            _check_cost(f"node {node.name!r}", "cpu", node.cpu)
-            _check_cost(f"node {node.name!r}", "weight", node.weight)
-            _check_cost(f"node {node.name!r}", "load", node.load)
-            if node.fpga is not None:
-                _check_cost(f"node {node.name!r}", "fpga", node.fpga)
-            if node.load > (node.fpga or 0.0):
-                raise InputError(f"cost graph: node {node.name!r}: load={node.load!r} is more than fpga={node.fpga!r}")
         for tensor in self.tensors:
             where = f"tensor {tensor.name!r}"
-            _check_cost(where, "to_fpga", tensor.to_fpga)
-            _check_cost(where, "to_cpu", tensor.to_cpu)
             for name in (*tensor.consumers, *([] if tensor.producer is None else [tensor.producer])):
                 _check_known(where, name, known)
         for pair in self.pairs:
             where = f"pair {pair.first!r}, {pair.second!r}"
-            _check_cost(where, "saves", pair.saves)
-            if pair.kind not in PAIR_KINDS:
-                raise UnknownNameError("kind of pair", pair.kind, PAIR_KINDS)
             _check_known(where, pair.first, known)
             _check_known(where, pair.second, known)
             if pair.first == pair.second:
                 raise InputError(f"cost graph: {where} is one node twice")
-        _check_cost("the graph", "launch", self.launch)
-        _check_cost("the graph", "cpu_call", self.cpu_call)
+        _make_floats(self, "the graph", "launch", "cpu_call")
         if len(self.order) < len(self.nodes):
             stuck = next(node.name for node in self.nodes if node.name not in set(self.order))
             raise InputError(f"cost graph: node {stuck!r} is on or behind a circle; a graph must be acyclic")
@@ -176,9 +179,11 @@ class CostGraph:
         data: Any = source
         if isinstance(source, str):
             try:
-                data = json.loads(source)
-            except json.JSONDecodeError as error:
+                data = json.loads(source.removeprefix("\ufeff"))
+            except ValueError as error:  # JSONDecodeError, or a number of too many digits
                 raise InputError(f"cost graph: not JSON: {error}") from None
+            except RecursionError:
+                raise InputError("cost graph: its JSON is nested too deeply") from None
         values = _checked(cls, data, "the graph")
         for key, row in (("nodes", CostNode), ("tensors", CostTensor), ("pairs", Pair)):
             values[key] = tuple(_rows(row, values.get(key, []), key))
@@ -190,20 +195,20 @@ Row = TypeVar("Row", CostNode, CostTensor, Pair)
 
 def _rows(row: type[Row], data: object, key: str) -> Iterable[Row]:
     if not isinstance(data, list | tuple):
-        raise InputError(f"cost graph: {key}={data!r} must be a list")
+        raise InputError(f"cost graph: {key}={shown(data)} must be a list")
     for i, item in enumerate(data):
         values = _checked(row, item, f"{key}[{i}]")
         if "consumers" in values:
             consumers = values["consumers"]
             if not isinstance(consumers, list | tuple) or not all(isinstance(name, str) for name in consumers):
-                raise InputError(f"cost graph: {key}[{i}]: consumers={consumers!r} must be a list of node names")
+                raise InputError(f"cost graph: {key}[{i}]: consumers={shown(consumers)} must be a list of node names")
             values["consumers"] = tuple(consumers)
         for field in ("name", "producer", "first", "second"):
             name = values.get(field, "")
             if not (isinstance(name, str) or (field == "producer" and name is None)):
-                raise InputError(f"cost graph: {key}[{i}]: {field}={name!r} must be a name")
+                raise InputError(f"cost graph: {key}[{i}]: {field}={shown(name)} must be a name")
         if not isinstance(values.get("output", False), bool):
-            raise InputError(f"cost graph: {key}[{i}]: output={values['output']!r} must be true or false")
+            raise InputError(f"cost graph: {key}[{i}]: output={shown(values['output'])} must be true or false")
         yield row(**values)
 
 
@@ -234,9 +239,33 @@ def _check_known(where: str, name: str, known: Mapping[str, CostNode]) -> None:
         raise InputError(f"cost graph: {where} names node {name!r}, which is not among the nodes")
 
 
-def _check_cost(where: str, field: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
-        raise InputError(f"cost graph: {where}: {field}={value!r} must be a finite number of at least 0")
+def _make_floats(row: object, where: str, *fields: str) -> None:
+    """Makes the costs in `fields` of the frozen dataclass `row` floats; InputError for one that is no cost."""
+    for field in fields:
+        value = getattr(row, field)
+        cost = real_number(value)
+        if cost is None or not 0 <= cost < math.inf:
+            raise InputError(f"cost graph: {where}: {field}={shown(value)} must be a finite number of at least 0")
+        object.__setattr__(row, field, cost)
+
+
+def real_number(value: object) -> float | None:
+    """`value` as a float, infinite where it is beyond them; None where it is no real number, as True is none."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
+
+
+def shown(value: object) -> str:
+    """`value` as it is written in a message, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def pin(cost_graph: CostGraph, pinned: Collection[str]) -> CostGraph:

@@ -28,7 +28,7 @@ def random_problem(rng, nodes):
     return graph, {
         "force": force,
         "max_segments": rng.choice([None, None, 0, 1, 1, 2, 3]),
-        "capacity": rng.choice([None, None, rng.randint(0, max(1, sum(n.weight for n in graph.nodes)))]),
+        "capacity": rng.choice([None, None, rng.randint(0, max(1, int(sum(n.weight for n in graph.nodes))))]),
         "weights": rng.choice(["streamed", "streamed", "pinned", "auto"]),
     }
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 
+import numpy as np
 import pytest
 
 from fpgasim.errors import InputError, PlacementError
@@ -167,6 +168,15 @@ def test_the_file_form_gives_an_equal_graph_back():
     assert set(data) == {"nodes", "tensors", "pairs", "launch", "cpu_call"}
 
 
+def test_all_numbers_become_floats():
+    node = CostNode("a", 1, np.float32(0.5), np.int64(8), 0)
+    tensor, pair = CostTensor("t", "a", ("b",), 3, np.float64(4)), Pair("a", "b", 0)
+    graph = CostGraph((node, CostNode("b", 2, 1)), (tensor,), (pair,), launch=1, cpu_call=np.int8(2))
+    assert node == CostNode("a", 1.0, 0.5, 8.0)
+    numbers = (node.cpu, node.fpga, node.weight, node.load, tensor.to_fpga, tensor.to_cpu, pair.saves)
+    assert {type(number) for number in (*numbers, graph.launch, graph.cpu_call)} == {float}
+
+
 def damaged(**changes):
     data = json.loads(SMALL.to_json())
     for path, value in changes.items():
@@ -203,6 +213,10 @@ def damaged(**changes):
         (damaged(pairs__0__kind="near"), "no kind of pair 'near'; there are fused, overlap"),
         (damaged(nodes__0__load=0.5), r"node 'a': load=0.5 is more than fpga=0.25"),
         (damaged(nodes__1__load=0.5), r"node 'b': load=0.5 is more than fpga=None"),
+        (damaged(nodes__0__cpu=10**400), r"node 'a': cpu=10{59}… must be a finite number"),
+        (damaged(nodes__0__weight=10**5000), "weight=a number of thousands of digits must be a finite number"),
+        (damaged(nodes__0__cpu=True), "cpu=True must be a finite number"),
+        (SMALL.to_json().replace("2.0", "2" * 5000), "not JSON"),
         (damaged(launch=None), "launch=None must be a finite number"),
         (damaged(tensors__1__consumers=["b", "a"]), "is on or behind a circle"),
     ],
