@@ -72,7 +72,7 @@ def _read(path: Path, key: Mapping[str, Any], names: list[str]) -> dict[str, flo
     """The times in the file at `path`; None where they are not there, not those of `key`, or not whole."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(data, dict) or data.get("key") != key or not isinstance(data.get("seconds"), dict):
         return None

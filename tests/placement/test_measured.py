@@ -80,6 +80,7 @@ def test_another_number_of_threads_or_version_is_measured_anew(runs, monkeypatch
         lambda text: text.replace("conv0", "conv9"),
         lambda text: text.replace('"threads": 1', '"threads": 2'),
         lambda text: "\ufeff" + text,
+        lambda text: "[" * 100_000,
     ],
 )
 def test_a_damaged_file_is_measured_anew_and_made_whole(cache, runs, damage):
