@@ -41,7 +41,7 @@ def open_model(model: str, weights: str | None) -> Graph:
     from fpgasim import zoo
 
     if model in zoo.names():
-        return zoo.load(model, _pretrained(model) if weights == PRETRAINED else weights)
+        return zoo.load(model, checkpoint_of(model, weights))
     if not os.path.exists(model):
         known = ", ".join(zoo.names())
         raise ModelError(f"no model {model!r}: there is no such file, and the networks of the zoo are {known}")
@@ -72,6 +72,11 @@ def open_plan(path: str) -> Plan | None:
             given = " ".join([option, *map(str, values)])
             raise InputError(f"{given}: the plan {path!r} has decided that; leave {option} out")
     return Plan.load(path)
+
+
+def checkpoint_of(network: str, weights: str | None) -> str | None:
+    """The checkpoint that --weights means for `network`: trained ones of this machine for PRETRAINED."""
+    return _pretrained(network) if weights == PRETRAINED else weights
 
 
 def _pretrained(network: str) -> str:

@@ -43,7 +43,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--name", help="What it is called; default: after the model.")
 @click.option("--model-version", default=1, show_default=True, type=click.IntRange(1), help="Its version.")
 @click.option("--service", help="Another name of the whole, as the route of Azure's clients says it.")
-@click.option("--weights", metavar="FILE", help="A network's checkpoint; without one, random weights.")
+@click.option("--weights", metavar="FILE", help="A network's checkpoint, or `pretrained`; without one, random weights.")
 @click.option("--seed", default=0, show_default=True, help="Of random weights.")
 @click.option("--objective", default="coverage", show_default=True, help="Of the placement; see `fpgasim partition`.")
 @click.option("--pace", default="host", show_default=True, help="hardware: no sooner than the simulated engine.")
@@ -100,6 +100,7 @@ def serve(
     Other users of this machine see --auth-key in the list of processes. FPGASIM_AUTH_KEY, FPGASIM_AUTH_KEY2 and
     --keys-file do not show.
     """
+    from fpgasim.cli.inputs import checkpoint_of
     from fpgasim.errors import InputError
     from fpgasim.service import Server, ServerConfig, servable
     from fpgasim.service.server import keep_memory
@@ -148,7 +149,7 @@ def serve(
         signal.signal(number, lambda *_: sys.exit(0))  # nothing has been let in yet
     signal.signal(signal.SIGHUP, lambda *_: server.refresh())
     server.start()
-    made = load(model, name, model_version, weights=weights, seed=seed)
+    made = load(model, name, model_version, weights=checkpoint_of(model, weights), seed=seed)
     server.replace(made.name, made)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
