@@ -58,7 +58,8 @@ class AzurePreprocessing:
             side = getattr(self, field)
             if isinstance(side, bool) or not isinstance(side, int | np.integer) or not 1 <= side <= MAX_OUTPUT_SIDE:
                 raise InputError(f"{field}={side!r}; must be a whole number from 1 to {MAX_OUTPUT_SIDE}")
-        if not isinstance(self.scaling_factor, int | float | np.number) or not 0 < self.scaling_factor < float("inf"):
+        wrong = isinstance(self.scaling_factor, bool) or not isinstance(self.scaling_factor, int | float | np.number)
+        if wrong or not 0 < self.scaling_factor < float("inf"):
             raise InputError(f"scaling_factor={self.scaling_factor!r}; must be a finite number above 0")
 
     @property

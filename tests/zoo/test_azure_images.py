@@ -148,6 +148,7 @@ def test_an_extreme_picture_costs_no_more_memory_than_its_output():
         ({"output_height": 0}, "output_height=0; must be a whole number from 1 to 8192"),
         ({"output_width": 2.5}, "output_width=2.5; must be a whole number"),
         ({"output_width": 10**6}, "output_width=1000000"),
+        ({"scaling_factor": True}, "scaling_factor=True; must be a finite number above 0"),
         ({"scaling_factor": 0}, "scaling_factor=0; must be a finite number above 0"),
         ({"scaling_factor": float("nan")}, "scaling_factor=nan"),
         ({"layout": "NWHC"}, "layout='NWHC'; NHWC or NCHW would do"),
