@@ -129,7 +129,7 @@ def partition(
             device,
             format_,
             objective=objective,  # type: ignore[arg-type]
-            costs=costs,  # type: ignore[arg-type]
+            costs=costs,
             cut_at=[name for names in cut_at for name in names.split(",")],
             require_fpga=require_fpga,
             dims=_dims(dim),

@@ -27,6 +27,8 @@ from fpgasim.placement.problem import Problem
 
 #: States of one step beyond which a graph counts as too wide.
 _MOST_STATES = 20_000
+#: Bits of a word that a state is packed into.
+WORD = 62
 SIDES: tuple[Side, Side] = ("cpu", "fpga")
 #: By node name the least objective on each side, infinite where it cannot be there.
 Marginals = Mapping[str, Mapping[Side, float]]
@@ -287,7 +289,7 @@ class Counting:
     shift: int
 
     def packed(self, states: Array, rows: Sequence[tuple[Kind, str]]) -> Array:
-        """(words, states): each state in as few whole numbers of 62 bits as hold its rows."""
+        """(words, states): each state in as few whole numbers of `WORD` bits as hold its rows."""
         bits = 1 if self.phases is None else max(1, self.phases[1].bit_length())
         width_of: dict[Kind, int] = {"last": bits, "phase": bits + self.shift, "side": 1 + self.shift, "moved": 1}
         words: list[Array] = []
@@ -295,7 +297,7 @@ class Counting:
         for values, (kind, _) in zip(states, rows, strict=True):
             if width_of[kind] > room:
                 words.append(np.zeros(states.shape[1], np.int64))
-                room = 62
+                room = WORD
             words[-1] = words[-1] << width_of[kind] | values
             room -= width_of[kind]
         return np.stack(words)
@@ -307,6 +309,11 @@ class Counting:
         start, highest = self.phases
         costs = [fixed_cost(graph, start, phase) for phase in range(highest + 1)]
         return np.array([costs[phase] for phase in states[0]])
+
+
+def least_bits(step: Step) -> int:
+    """How many bits the states after `step` take at least."""
+    return len(step.rows)
 
 
 def first_state(steps: Sequence[Step]) -> Array:

@@ -9,7 +9,7 @@ the last of several, until there are few enough.
 from __future__ import annotations
 
 from fpgasim.placement.cost_graph import Side, phases
-from fpgasim.placement.problem import Problem
+from fpgasim.placement.problem import Problem, Total
 
 
 def greedy_placement(problem: Problem) -> dict[str, Side]:
@@ -17,12 +17,14 @@ def greedy_placement(problem: Problem) -> dict[str, Side]:
     graph = problem.cost_graph
     placement = problem.all_cpu()
     limited = problem.capacity is not None and problem.weights != "auto"
-    used = sum(graph.node_of[name].weight for name, side in placement.items() if side == "fpga")
+    used = Total()
+    for name, side in placement.items():
+        used = used.plus(graph.node_of[name].weight) if side == "fpga" else used
     for name in graph.order:
         if placement[name] == "fpga" or "fpga" not in problem.sides(name):
             continue
-        used += graph.node_of[name].weight
-        if limited and problem.capacity is not None and used > problem.capacity:
+        used = used.plus(graph.node_of[name].weight)
+        if limited and problem.capacity is not None and used.sum > problem.capacity:
             break
         placement[name] = "fpga"
     while problem.max_segments is not None:

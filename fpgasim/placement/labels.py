@@ -24,6 +24,7 @@ import numpy as np
 
 from fpgasim.placement.cost_graph import Side
 from fpgasim.placement.frontier import (
+    WORD,
     Array,
     Counting,
     Floats,
@@ -33,6 +34,7 @@ from fpgasim.placement.frontier import (
     first_state,
     frontier_layers,
     frontier_steps,
+    least_bits,
     narrow_order,
     narrowed,
     shift_of,
@@ -63,7 +65,9 @@ def solve_labels(problem: Problem, *, time_limit: float, upper: float = math.inf
     seconds the best found so far is given with a bound, and `finished` is False.
     """
     deadline = time.monotonic() + time_limit
-    price, relaxed = capacity_price(problem)
+    if time_limit <= 0 or _too_wide(problem):
+        return None
+    price, relaxed = capacity_price(problem, deadline)
     prices = [0.0] if problem.capacity is None or not price else [factor * price for factor in _PRICES]
     upper = _above(upper)
     best: Found | None = None
@@ -76,8 +80,10 @@ def solve_labels(problem: Problem, *, time_limit: float, upper: float = math.inf
             runs = [_run(problem, search, prices, upper, width, deadline) for search in searches]
             for search, run in zip(searches, runs, strict=True):
                 if run.ways is not None and run.cost < upper:
-                    upper = _above(run.cost)
-                    best = _found(problem, search, run.ways)
+                    found = _found(problem, search, run.ways)
+                    if problem.broken(found.placement or {}, found.pinned):  # sums too fine for two floats
+                        return best
+                    upper, best = _above(run.cost), found
             lost = min(run.lost for run in runs)
             if lost >= upper or time.monotonic() > deadline:
                 break
@@ -112,7 +118,12 @@ def _searches(problem: Problem, prices: Sequence[float], count: int, deadline: f
     for readers in (len(problem.cost_graph.nodes), *_READERS):
         narrow = narrowed(problem, readers)
         order = narrow_order(narrow.cost_graph)
-        steps, fewer = frontier_steps(problem, order), frontier_steps(narrow, order)
+        fewer = frontier_steps(narrow, order)
+        if time.monotonic() > deadline:
+            break
+        if any(least_bits(step) > WORD for step in fewer):
+            continue
+        steps = frontier_steps(problem, order)
         parts = []
         for step, part in zip(steps, fewer, strict=True):
             row_of = {row: i for i, row in enumerate(step.rows)}
@@ -132,15 +143,22 @@ def _searches(problem: Problem, prices: Sequence[float], count: int, deadline: f
     return None
 
 
+def _too_wide(problem: Problem) -> bool:
+    """Whether not even the states of the narrowest problem fit into a word."""
+    narrow = narrowed(problem, _READERS[-1])
+    return any(least_bits(step) > WORD for step in frontier_steps(narrow, narrow_order(narrow.cost_graph)))
+
+
 def _above(cost: float) -> float:
     """`cost` and a rounding more: what is below it is at most `cost`."""
     return cost + _ROUNDING * abs(cost) + 1e-300
 
 
-def capacity_price(problem: Problem) -> tuple[float, float]:
+def capacity_price(problem: Problem, deadline: float = math.inf) -> tuple[float, float]:
     """Seconds for a unit of weight at which the minimum cut about fills the capacity, and the best bound on the way.
 
-    By bisection; 0 where there is no capacity. The bound leaves out launches and CPU calls.
+    By bisection, until `deadline` of time.monotonic(); 0 where there is no capacity. The bound leaves out launches and
+    CPU calls.
     """
     cut = minimum_cut(problem.relaxed(), problem.forced)
     bound = cut.lower_bound
@@ -149,6 +167,8 @@ def capacity_price(problem: Problem) -> tuple[float, float]:
     heavy = {node.name: node for node in problem.cost_graph.nodes if node.weight and node.fpga is not None}
     lowest, highest = 0.0, 2 * max(((node.cpu + node.load) / node.weight for node in heavy.values()), default=0.0)
     for _ in range(16):
+        if time.monotonic() > deadline:
+            break
         price = (lowest + highest) / 2
         cut = minimum_cut(problem.relaxed(price), problem.forced)
         bound = max(bound, cut.lower_bound - price * problem.capacity)
@@ -176,10 +196,11 @@ class _Run:
 def _run(
     problem: Problem, search: _Search, prices: Sequence[float], upper: float, width: int, deadline: float
 ) -> _Run:
-    capacity = math.inf if problem.capacity is None else problem.capacity * (1 + _ROUNDING)
+    limited = problem.capacity is not None
+    capacity = math.inf if problem.capacity is None else problem.capacity
     column = np.array(prices)[:, None]
     states = first_state(search.steps)
-    cost, used = np.zeros(1), np.zeros(1)
+    cost, used, finer_used = np.zeros(1), np.zeros(1), np.zeros(1)
     lost = math.inf
     trail: list[tuple[Array, Array]] = []
     for step, ways, parts, keys, rest in zip(
@@ -191,13 +212,14 @@ def _run(
         parent = np.concatenate([source for _, source, _ in taken])
         way = np.repeat(np.arange(len(ways)), counts)
         dearer = cost[parent] + np.concatenate([seconds for _, _, seconds in taken])
-        heavier = used[parent] + np.repeat([way.weight for way in ways], counts)
+        weight = np.repeat([way.weight if limited else 0.0 for way in ways], counts)
+        heavier, finer = _added(used[parent], finer_used[parent], weight)
         part = np.searchsorted(keys, search.counting.packed(after[parts], [step.rows[row] for row in parts])[0])
-        left = capacity - heavier if problem.capacity is not None else np.zeros(len(heavier))
+        left = capacity * (1 + _ROUNDING) - heavier if limited else heavier
         bound = dearer + (rest[:, part] - column * left).max(axis=0, initial=-math.inf)
         kept = np.flatnonzero((heavier <= capacity) & (bound < upper))
         words = search.counting.packed(after[:, kept], step.rows)
-        order = np.lexsort((dearer[kept], heavier[kept], *words))
+        order = np.lexsort((dearer[kept], finer[kept], heavier[kept], *words))
         kept, words = kept[order], words[:, order]
         kept = kept[_undominated(words, dearer[kept])]
         if time.monotonic() > deadline:
@@ -207,7 +229,8 @@ def _run(
             lost = min(lost, float(bound[kept[by_bound[width:]]].min()))
             kept = np.sort(kept[by_bound[:width]])
         trail.append((parent[kept], way[kept]))
-        states, cost, used = after[:, kept], dearer[kept], heavier[kept]
+        states, cost = after[:, kept], dearer[kept]
+        used, finer_used = heavier[kept], finer[kept]
     if not len(cost):
         return _Run(math.inf, None, lost)
     whole = cost + search.counting.end(problem.cost_graph, states)
@@ -218,6 +241,19 @@ def _run(
         chosen.append(int(numbers[label]))
         label = int(parents[label])
     return _Run(total, chosen[::-1], lost)
+
+
+def _added(used: Floats, finer: Floats, weight: Floats) -> tuple[Floats, Floats]:
+    """The sums `used` + `finer` + `weight`, again as the nearest float and the rest, as `Total` has them.
+
+    Else a sum of decimals would keep or break a capacity by the order it is made in (Joldes, Muller and Popescu, Tight
+    and rigorous error bounds for basic building blocks of double-word arithmetic, 2017, algorithm 4).
+    """
+    rough = used + weight
+    added = rough - used
+    rest = finer + ((used - (rough - added)) + (weight - added))
+    whole = rough + rest
+    return whole, rest - (whole - rough)
 
 
 def _undominated(words: Array, cost: Floats) -> Array:

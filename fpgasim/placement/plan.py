@@ -13,7 +13,7 @@ from fpgasim.compiler import UnsupportedCode
 from fpgasim.errors import InputError, PlacementError, UnknownNameError
 from fpgasim.graph import Graph
 from fpgasim.npu import Device, Numbers
-from fpgasim.placement.cost_graph import CostGraph, Side, check_convex, objective, phases, pin
+from fpgasim.placement.cost_graph import CostGraph, Side, check_convex, objective, phases, pin, real_number
 from fpgasim.placement.pipelines import SPLITS_FOR, Link, Split, SplitFor, Stages, held, price, room_of
 from fpgasim.placement.problem import WEIGHTS, Problem, Weights, check_limits
 from fpgasim.placement.solving import ALGORITHMS, Algorithm, Maker
@@ -84,7 +84,9 @@ class Options:
                 raise InputError(f"cut_at: {tensor!r} is no tensor name")
         if not isinstance(self.require_fpga, bool):
             raise InputError(f"require_fpga={self.require_fpga!r} must be True or False")
-        check_limits(self.max_segments, self.capacity, self.time_limit)
+        max_segments, _ = check_limits(self.max_segments, self.capacity, self.time_limit)
+        object.__setattr__(self, "max_segments", max_segments)
+        object.__setattr__(self, "capacity", real_number(self.capacity))  # None and infinite are two things here
         _check_link(self.hop_s, self.link_bytes_per_s)
         count = self.devices
         if count != "auto" and (isinstance(count, bool) or not isinstance(count, int) or count < 1):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from numbers import Integral
+from typing import Literal, NamedTuple, get_args
 
 from fpgasim.errors import InputError, PlacementError, UnknownNameError
-from fpgasim.placement.cost_graph import CostGraph, Placement, Side, objective, phases, pin
+from fpgasim.placement.cost_graph import CostGraph, Placement, Side, objective, phases, pin, real_number, shown
 
 Weights = Literal["streamed", "pinned", "auto"]
 WEIGHTS: tuple[Weights, ...] = get_args(Weights)
@@ -16,7 +17,7 @@ WEIGHTS: tuple[Weights, ...] = get_args(Weights)
 
 @dataclass(frozen=True)
 class Problem:
-    """A cost graph, the sides of nodes that are not free, limits, and where weights live.
+    """A cost graph, the sides of nodes that are not free, limits (None where nothing is limited), where weights live.
 
     `max_segments` bounds the FPGA segments. `capacity` bounds, in the unit of `CostNode.weight`, the weights of all
     FPGA nodes or, with weights="auto", of the pinned ones. "streamed": all weights are loaded in every run; "pinned":
@@ -33,7 +34,13 @@ class Problem:
     def __post_init__(self) -> None:
         if self.weights not in WEIGHTS:
             raise UnknownNameError("way of weights", self.weights, WEIGHTS)
-        check_limits(self.max_segments, self.capacity, 0)
+        max_segments, capacity = check_limits(self.max_segments, self.capacity, 0)
+        if max_segments is not None and max_segments >= len(self.cost_graph.nodes):
+            max_segments = None
+        if capacity is not None and weight_of(self.cost_graph, self._may_weigh()) <= capacity:
+            capacity = None
+        object.__setattr__(self, "max_segments", max_segments)
+        object.__setattr__(self, "capacity", capacity)
         wanted = [name for name, side in self.forced.items() if side == "fpga"]
         if wanted and self.max_segments == 0:
             raise PlacementError(f"force: node {wanted[0]!r} must be on the FPGA, but max_segments=0")
@@ -44,6 +51,10 @@ class Problem:
                     f"force: the nodes that must be on the FPGA weigh {need:g}, more than capacity={self.capacity:g}; "
                     f"the first is {wanted[0]!r}"
                 )
+
+    def _may_weigh(self) -> list[str]:
+        """The nodes that may be on the FPGA."""
+        return [node.name for node in self.cost_graph.nodes if "fpga" in self.sides(node.name)]
 
     @property
     def phased(self) -> bool:
@@ -76,12 +87,13 @@ class Problem:
         for pair in self.cost_graph.pairs:
             if pair.kind == "overlap" and pair.second in gain and placement[pair.first] == "fpga":
                 gain[pair.second] -= pair.saves
-        left = math.inf if self.capacity is None else self.capacity
+        used = Total()
         chosen: list[str] = []
         for node in sorted(heavy, key=lambda node: -gain[node.name] / node.weight):
-            if gain[node.name] > 0 and node.weight <= left:
+            more = used.plus(node.weight)
+            if gain[node.name] > 0 and (self.capacity is None or more.sum <= self.capacity):
                 chosen.append(node.name)
-                left -= node.weight
+                used = more
         return frozenset(chosen)
 
     def relaxed(self, price: float = 0.0) -> CostGraph:
@@ -143,17 +155,36 @@ class Found:
     finished: bool
 
 
-def check_limits(max_segments: object, capacity: object, time_limit: object) -> None:
-    """Raises InputError for a limit that is none: a number from 0 up, or None where nothing is limited."""
-    if max_segments is not None and (
-        isinstance(max_segments, bool) or not isinstance(max_segments, int) or max_segments < 0
-    ):
-        raise InputError(f"max_segments={max_segments!r} must be a whole number from 0 up, or None for no limit")
+class Total(NamedTuple):
+    """A running sum and the rest that its float leaves out, so that `sum` is rounded once, as `weight_of` is."""
+
+    sum: float = 0.0
+    rest: float = 0.0
+
+    def plus(self, weight: float) -> Total:
+        """The sum with `weight`."""
+        whole = math.fsum((self.sum, self.rest, weight))
+        return Total(whole, math.fsum((self.sum, self.rest, weight, -whole)))
+
+
+def check_limits(max_segments: object, capacity: object, time_limit: object) -> tuple[int | None, float | None]:
+    """`max_segments` and `capacity` as an int and a float, None where nothing is limited, as by an infinite capacity.
+
+    Raises InputError for a limit that is no number from 0 up, whole for segments, and for such a time limit.
+    """
+    segments = None
+    if max_segments is not None:
+        whole = isinstance(max_segments, Integral) and not isinstance(max_segments, bool)
+        segments = int(max_segments) if whole else -1  # type: ignore[call-overload]
+        if segments < 0:
+            wrong = f"max_segments={shown(max_segments)}"
+            raise InputError(f"{wrong} must be a whole number from 0 up, or None for no limit")
     for name, value, none in (("capacity", capacity, ", or None for no limit"), ("time_limit", time_limit, "")):
-        if value is None and none:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-            raise InputError(f"{name}={value!r} must be a number from 0 up{none}")
+        number = real_number(value)
+        if not (value is None and none) and (number is None or not number >= 0):
+            raise InputError(f"{name}={shown(value)} must be a number from 0 up{none}")
+    limit = real_number(capacity)
+    return segments, None if limit == math.inf else limit
 
 
 def weight_of(cost_graph: CostGraph, names: Collection[str]) -> float:

@@ -12,18 +12,22 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fpgasim.errors import InputError, PlacementError, UnknownNameError
-from fpgasim.placement.cost_graph import CostGraph, Placement, Side, phases
+from fpgasim.placement.cost_graph import CostGraph, Placement, Side, phases, real_number, shown
 from fpgasim.placement.greedy import greedy_placement
 from fpgasim.placement.labels import solve_labels
 from fpgasim.placement.milp import solve_milp
 from fpgasim.placement.mincut import lower_bound, minimum_cut
 from fpgasim.placement.problem import Problem, Weights, check_limits
+from fpgasim.placement.wording import milliseconds
 
 Algorithm = Literal["auto", "mincut", "frontier", "milp", "greedy"]
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
-#: What made a placement; "coverage" = everything on the FPGA that may be there, "all-cpu" = nothing.
-Maker = Literal["mincut", "frontier", "milp", "greedy", "coverage", "all-cpu"]
+#: What made a placement; "coverage" = everything on the FPGA that may be there, "forced" = only what is forced there,
+#: "all-cpu" = nothing.
+Maker = Literal["mincut", "frontier", "milp", "greedy", "coverage", "forced", "all-cpu"]
 
+#: What proves a placement the best, in the order it is tried in.
+_EXACT: tuple[Literal["frontier", "milp"], ...] = ("frontier", "milp")
 #: A placement this close to the bound, of its objective, counts as the best. Capacities of a cut are 30 bits.
 EXACT = 1e-6
 
@@ -50,8 +54,8 @@ class Solution:
 
     @property
     def gap(self) -> float:
-        """How far the objective may be above the best there is: (objective − lower bound) / objective."""
-        return (self.objective - self.lower_bound) / self.objective if self.objective else 0.0
+        """How far the objective may be above the best there is: (objective − lower bound) / |objective|."""
+        return (self.objective - self.lower_bound) / abs(self.objective) if self.objective else 0.0
 
 
 def solve(
@@ -87,18 +91,17 @@ def solve(
     begun = time.perf_counter()
     if algorithm not in ALGORITHMS:
         raise UnknownNameError("algorithm", algorithm, ALGORITHMS)
-    check_limits(max_segments, capacity, time_limit)
+    max_segments, capacity = check_limits(max_segments, capacity, time_limit)
     graph = read_cost_graph(cost_graph)
     problem = Problem(graph, forced_sides(graph, force), max_segments, capacity, weights)
     worth = None if coverage is None else _checked_worth(graph, coverage)
     chosen = _search(problem, algorithm, worth, time_limit)
-    on_fpga = [name for name, side in chosen.placement.items() if side == "fpga"]
     return Solution(
         chosen.placement,
         chosen.cost,
         min(chosen.lower_bound, chosen.cost),
         fpga_segments(graph, chosen.placement, max_segments),
-        chosen.maker if on_fpga else "all-cpu",
+        chosen.maker,
         chosen.pinned,
         time.perf_counter() - begun,
         chosen.note,
@@ -122,6 +125,7 @@ def _candidate(
     problem: Problem, maker: Maker, placement: Placement, pinned: frozenset[str] | None = None
 ) -> _Candidate:
     stay = problem.pinned(placement) if pinned is None else pinned
+    maker = maker if "fpga" in placement.values() else "all-cpu"
     return _Candidate(maker, placement, stay, problem.cost(placement, stay), problem.broken(placement, stay))
 
 
@@ -130,15 +134,16 @@ def _search(problem: Problem, algorithm: Algorithm, worth: Mapping[str, float] |
     if worth is not None and problem.max_segments is None and problem.capacity is None:
         covered: dict[str, Side] = {name: "fpga" for name in worth if "fpga" in problem.sides(name)}
         problem, worth = replace(problem, forced={**problem.forced, **covered}), None
-        chosen = replace(_found(problem, algorithm, None, time_limit), maker="coverage")
+        chosen = _found(problem, algorithm, None, time_limit)
+        chosen = replace(chosen, maker="coverage") if chosen.maker != "all-cpu" else chosen
     else:
         chosen = _found(problem, algorithm, worth, time_limit)
     alone = _candidate(problem, "all-cpu", {node.name: "cpu" for node in problem.cost_graph.nodes})
     if chosen.cost <= alone.cost:
         return chosen
-    here = f"{chosen.cost * 1e3:.4g} ms"
+    here = milliseconds(chosen.cost, 4)
     if alone.broken or worth is not None:
-        return _noted(chosen, f"the CPU alone would take {alone.cost * 1e3:.4g} ms instead of {here}")
+        return _noted(chosen, f"the CPU alone would take {milliseconds(alone.cost, 4)} instead of {here}")
     instead = replace(alone, lower_bound=chosen.lower_bound)
     return _noted(instead, f"everything is left on the CPU: {chosen.maker} would take {here}", chosen.note)
 
@@ -159,13 +164,13 @@ def _found(problem: Problem, algorithm: Algorithm, worth: Mapping[str, float] | 
         covered = 0.0 if worth is None else math.fsum([w for n, w in worth.items() if candidate.placement[n] == "fpga"])
         return -covered, candidate.cost
 
-    others = (_candidate(problem, "coverage", problem.everything()), _candidate(problem, "all-cpu", problem.all_cpu()))
+    others = (_candidate(problem, "coverage", problem.everything()), _candidate(problem, "forced", problem.all_cpu()))
     quick = sorted((made for made in (cut, greedy, *others) if not made.broken), key=rank)
     if algorithm in ("auto", "mincut", "greedy") and worth is None and quick and _proved(quick[0], lower):
         return _noted(replace(quick[0], lower_bound=lower), *notes, _left(quick[0], cut))
     found: list[_Candidate] = []
-    exact: list[Literal["frontier", "milp"]] = ["milp", "frontier"] if algorithm == "milp" else ["frontier", "milp"]
-    for name in exact:
+    gave_up = ""
+    for name in _EXACT if algorithm != "milp" else _EXACT[::-1]:
         if worth is not None and name == "frontier":
             continue
         left = max(0.0, deadline - time.monotonic())
@@ -173,26 +178,31 @@ def _found(problem: Problem, algorithm: Algorithm, worth: Mapping[str, float] | 
             share = 0.5 if algorithm == "milp" and worth is None else 0.9  # HiGHS overruns; frontier may follow
             answer = solve_milp(problem, time_limit=share * left, coverage=worth)
         else:
-            known = quick[0].cost if quick else math.inf
+            known = min((made.cost for made in found + quick), default=math.inf)
             narrow = solve_labels(problem, time_limit=left / 2 if algorithm != "milp" else left, upper=known)
             if narrow is None:
-                if algorithm == "frontier":
-                    notes.append("the graph is too wide for frontier in that time: solved by milp instead")
+                gave_up = "the graph is too wide for frontier in that time" if algorithm == "frontier" else gave_up
                 continue
             answer = narrow
         lower = max(lower, answer.lower_bound)
-        if answer.placement is not None:
-            found.append(_candidate(problem, name, answer.placement, answer.pinned))
-        if answer.finished:
+        made = None if answer.placement is None else _candidate(problem, name, answer.placement, answer.pinned)
+        if made is not None and not made.broken:
+            found.append(made)
+        if answer.finished and (made is None or not made.broken):
             if not found + quick:
                 raise PlacementError(f"no placement keeps all of {_demands(problem)}")
-            best = found[-1] if answer.placement is not None else quick[0]
+            best = min(found + quick, key=rank) if made is None else made
+            if gave_up:
+                notes.append(f"{gave_up}: solved by {name} instead")
             return _noted(replace(best, lower_bound=lower), *notes, _left(best, cut))
+        if name == algorithm:
+            gave_up = f"{name} proved no best placement in its time"
     late = f"the time limit of {time_limit:g} s was over before a best placement was proved"
     if not found + quick:
         raise PlacementError(f"{late} or one found that keeps {_demands(problem)}")
     best = min(found + quick, key=rank)
-    return _noted(replace(best, lower_bound=lower), *notes, f"{late}; taken is the best found, by {best.maker}")
+    by = f"{late}; taken is the best found, by {best.maker}"
+    return _noted(replace(best, lower_bound=lower), *notes, gave_up, by)
 
 
 def _proved(candidate: _Candidate, lower_bound: float) -> bool:
@@ -203,7 +213,7 @@ def _left(chosen: _Candidate, cut: _Candidate) -> str:
     """What to say where the best is the CPU alone, and a minimum cut is not."""
     if "fpga" in chosen.placement.values() or "fpga" not in cut.placement.values():
         return ""
-    return f"everything is left on the CPU: the minimum cut would take {cut.cost * 1e3:.4g} ms{_but(cut.broken)}"
+    return f"everything is left on the CPU: the minimum cut would take {milliseconds(cut.cost, 4)}{_but(cut.broken)}"
 
 
 def _but(broken: str) -> str:
@@ -233,12 +243,17 @@ def _demands(problem: Problem) -> str:
 
 
 def _checked_worth(cost_graph: CostGraph, coverage: Mapping[str, float]) -> dict[str, float]:
+    if not isinstance(coverage, Mapping):
+        raise InputError(f"coverage={shown(coverage)} must be a mapping of node names to what each is worth")
+    worth = {}
     for name, value in coverage.items():
         if name not in cost_graph.node_of:
             raise PlacementError(f"coverage: {name!r} is no node of the graph")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise InputError(f"coverage: {name!r}: {value!r} must be a finite number of at least 0")
-    return {name: float(value) for name, value in coverage.items() if value}
+        number = real_number(value)
+        if number is None or not 0 <= number < math.inf:
+            raise InputError(f"coverage: {name!r}: {shown(value)} must be a finite number of at least 0")
+        worth[name] = number
+    return {name: value for name, value in worth.items() if value}
 
 
 def what_if(
@@ -279,14 +294,16 @@ def read_cost_graph(source: CostGraph | Mapping[str, Any] | str | os.PathLike[st
         return source
     if isinstance(source, Mapping):
         return CostGraph.from_json(source)
-    if isinstance(source, str) and source.lstrip().startswith("{"):
+    if isinstance(source, str) and source.removeprefix("\ufeff").lstrip().startswith("{"):
         return CostGraph.from_json(source)
     if isinstance(source, str | os.PathLike):
         try:
-            return CostGraph.from_json(Path(source).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
+            text = Path(source).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            reason = "no path has a NUL in it" if "\0" in os.fspath(source) else reason
             raise InputError(f"cost graph: cannot read {os.fspath(source)!r}: {reason}") from None
+        return CostGraph.from_json(text)
     raise InputError(f"solve takes a CostGraph, its JSON or a path; got {type(source).__name__}")
 
 
@@ -296,12 +313,16 @@ def forced_sides(cost_graph: CostGraph, force: Mapping[str, Side] | None) -> dic
     An exact name beats a pattern. Raises InputError for a side that is none, PlacementError for a name or pattern that
     meets no node, patterns that contradict each other, and a node that cannot be on the FPGA.
     """
+    if force is not None and not isinstance(force, Mapping):
+        raise InputError(f"force={shown(force)} must be a mapping of node names or patterns to cpu or fpga")
     forced: dict[str, Side] = {}
     by: dict[str, str] = {}
     for exact in (False, True):
         for pattern, side in (force or {}).items():
+            if not isinstance(pattern, str):
+                raise InputError(f"force: {shown(pattern)} is no node name or pattern")
             if side not in get_args(Side):
-                raise InputError(f"force: {pattern!r} is sent to {side!r}; there are cpu, fpga")
+                raise InputError(f"force: {pattern!r} is sent to {shown(side)}; there are cpu, fpga")
             if (pattern in cost_graph.node_of) != exact:
                 continue
             names = [pattern] if exact else fnmatch.filter(cost_graph.node_of, pattern)

@@ -29,13 +29,15 @@ _CHOSEN = {
     "milp": "the best by integer programming",
     "greedy": "all that the engine can compute, in order",
     "coverage": "all that the engine can compute",
+    "forced": "all on the CPU but what was put on the FPGA",
     "all-cpu": "all on the CPU",
 }
 
 
-def milliseconds(seconds: float) -> str:
-    """`seconds` in ms, with three significant digits."""
-    return f"{seconds * 1e3:.3g} ms" if abs(seconds) < 0.9995 else f"{seconds * 1e3:.0f} ms"
+def milliseconds(seconds: float, digits: int = 3) -> str:
+    """`seconds` in ms with `digits` significant digits, or more where they are whole."""
+    ms = seconds * 1e3
+    return f"{ms:,.{digits}g} ms" if abs(ms) < 10**digits - 0.5 else f"{ms:,.0f} ms"
 
 
 def plural(number: int, noun: str) -> str:
@@ -206,7 +208,7 @@ def _nodes(said: Explanation, side: Side) -> Iterator[str]:
     nodes = [node for node in said.nodes if node.device == side]
     if not nodes:
         return
-    yield f"{len(nodes)} nodes on the {side.upper()}"
+    yield f"{plural(len(nodes), 'node')} on the {side.upper()}"
     header = ("node", "operator", "CPU", "FPGA", "reason")
     rows: list[tuple[str, ...]] = [header]
     for node in nodes:

@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 
+import numpy as np
 import pytest
 
 from fpgasim.errors import InputError, PlacementError, UnknownNameError
@@ -115,7 +116,7 @@ def test_a_placement_that_loses_to_the_cpu_alone_is_replaced_by_it():
         assert "everything is left on the CPU" in solution.note
     kept = solve(graph, force={"a": "fpga"})
     assert kept.placement["a"] == "fpga"
-    assert "the CPU alone would take 2000 ms instead of 9250 ms" in kept.note
+    assert "the CPU alone would take 2,000 ms instead of 9,250 ms" in kept.note
 
 
 def test_a_solver_that_has_no_time_gives_the_best_at_hand_and_says_so():
@@ -161,6 +162,10 @@ def test_an_exact_name_beats_a_pattern():
     [
         ({"z*": "cpu"}, PlacementError, r"'z\*' meets no node"),
         ({"a": "gpu"}, InputError, "'a' is sent to 'gpu'; there are cpu, fpga"),
+        ({"a": []}, InputError, r"'a' is sent to \[\]; there are cpu, fpga"),
+        (["a"], InputError, r"force=\['a'\] must be a mapping of node names or patterns to cpu or fpga"),
+        ("a=cpu", InputError, "force='a=cpu' must be a mapping"),
+        ({3: "cpu"}, InputError, "force: 3 is no node name or pattern"),
         ({"b": "fpga"}, PlacementError, "sends node 'b' to the FPGA, which cannot compute it"),
         ({"[ab]": "cpu", "[ac]": "fpga"}, PlacementError, "send node 'a' to different sides"),
     ],
@@ -193,6 +198,11 @@ def test_limits_that_nothing_keeps_are_refused(wanted, message):
         ({"capacity": -1}, InputError, "capacity=-1 must be a number"),
         ({"time_limit": "long"}, InputError, "time_limit='long' must be a number"),
         ({"coverage": {"z": 1}}, PlacementError, "coverage: 'z' is no node"),
+        ({"max_segments": True}, InputError, "max_segments=True must be a whole number"),
+        ({"capacity": float("nan")}, InputError, "capacity=nan must be a number"),
+        ({"coverage": ["a"]}, InputError, r"coverage=\['a'\] must be a mapping"),
+        ({"coverage": {"a": 10**400}}, InputError, "coverage: 'a': 10+… must be a finite number"),
+        ({"coverage": {"a": None}}, InputError, "coverage: 'a': None must be a finite number"),
         ({"coverage": {"a": -1}}, InputError, "coverage: 'a': -1 must be a finite number"),
     ],
 )
@@ -208,10 +218,24 @@ def test_a_cost_graph_may_be_an_object_its_text_or_a_file(tmp_path):
     expected = solve(graph)
     for source in (graph.to_json(), json.loads(graph.to_json()), path, str(path)):
         assert dataclasses.replace(solve(source), seconds=0.0) == dataclasses.replace(expected, seconds=0.0)
+    path.write_text("\ufeff" + graph.to_json(), encoding="utf-8")
+    assert solve(path).placement == solve("\ufeff" + graph.to_json()).placement == expected.placement
+    with pytest.raises(InputError, match=r"cannot read 'no\\x00where': no path has a NUL in it"):
+        solve("no\0where")
+    path.write_text('{"nodes":' + "[" * 100_000)
+    for source in (path, path.read_text()):
+        with pytest.raises(InputError, match="nested too deeply"):
+            solve(source)
     with pytest.raises(InputError, match=r"cannot read 'nowhere\.json': No such file"):
         solve("nowhere.json")
     with pytest.raises(InputError, match="solve takes a CostGraph, its JSON or a path; got int"):
         solve(3)
+
+
+def test_numbers_of_numpy_are_limits_like_others():
+    graph = chain(FAST, ONLY_CPU, FAST)
+    solution = solve(graph, max_segments=np.int64(1), capacity=np.float32(4), coverage={"a": np.float32(2)})
+    assert solution.segments == (("a",),)
 
 
 def test_the_old_file_form_without_loads_and_kinds_is_read():
