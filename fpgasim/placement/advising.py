@@ -29,8 +29,9 @@ from fpgasim.placement.wording import WORTH, few, milliseconds, plural
 if TYPE_CHECKING:
     from fpgasim.placement.plan import Decision, Plan
 
-#: All that is solved anew for one explanation takes no longer than about this, one question no longer than ASK_S.
-TOTAL_S = 10.0
+#: All that is solved anew for one explanation takes no longer than about this, one question no longer than ASK_S. What
+#: is always reckoned, bounds and what they are compared with, may run over by some seconds on a busy machine.
+TOTAL_S = 8.0
 ASK_S = 3.0
 
 
@@ -73,8 +74,12 @@ class Clock:
         self._end = time.monotonic() + seconds
 
     def slice(self) -> float:
-        """How long the next question may take; 0 or less when the time is over."""
-        return min(ASK_S, self._end - time.monotonic())
+        """How long the next question may take; 0 when the time is over."""
+        return min(ASK_S, self.left())
+
+    def left(self) -> float:
+        """Seconds until the time is over."""
+        return max(0.0, self._end - time.monotonic())
 
 
 def find_obstacles(plan: Plan, clock: Clock | None) -> tuple[Obstacle, ...]:

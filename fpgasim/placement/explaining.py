@@ -156,7 +156,7 @@ def explanation(plan: Plan, counterfactuals: bool = True) -> Explanation:
         transfers=transfers,
         obstacles=obstacles,
         advice=() if clock is None else find_advice(plan, obstacles, clock),
-        nodes=_nodes(plan, transfers, _other_sides(plan) if counterfactuals else {}),
+        nodes=_nodes(plan, transfers, {} if clock is None else _other_sides(plan, clock)),  # in the time that is left
         pipeline=explain_pipeline(plan, transfers),
     )
 
@@ -181,7 +181,7 @@ def _greedy(plan: Plan) -> Baseline | None:
     return Baseline(found.objective, len(found.segments))
 
 
-def _other_sides(plan: Plan) -> Mapping[str, Counterfactual]:
+def _other_sides(plan: Plan, clock: Clock) -> Mapping[str, Counterfactual]:
     """Every node on its other side and the rest as the plan's rule then has it; for coverage that is where it is.
 
     So it is on several devices, where that is only a bound from above.
@@ -197,6 +197,7 @@ def _other_sides(plan: Plan) -> Mapping[str, Counterfactual]:
             max_segments=options.max_segments,
             capacity=options.capacity,
             weights=options.weights,
+            time_limit=clock.left(),
         )
     found = {}
     for node in plan.priced.nodes:

@@ -289,3 +289,21 @@ def test_a_network_without_nodes_is_explained():
     said = plan_of(Net().graph("x")).explanation()
     assert (said.steps, said.nodes, said.obstacles, said.advice) == ((), (), (), ())
     assert np.isfinite(said.gap)
+
+
+def test_all_that_is_solved_anew_shares_one_time_and_is_bounded_where_that_is_over(monkeypatch):
+    free = fs.partition(classifier(), "bw_a10", "bw_1s5e5m")
+    capacity = sum(n.weight for n in free.cost_graph.nodes) // 2
+    plan = fs.partition(classifier(), "bw_a10", "bw_1s5e5m", capacity=capacity)
+    in_time = {node.name: node.other_side for node in plan.explanation().nodes}
+    assert all(there.exact for there in in_time.values())
+    monkeypatch.setattr("fpgasim.placement.explaining.TOTAL_S", 0.0)
+    said = plan.explanation()
+    assert said.advice == ()
+    for node in said.nodes:
+        there, best = node.other_side, in_time[node.name]
+        assert (there.objective is None) == (best.objective is None)
+        if best.objective is not None:
+            assert there.lower_bound <= best.objective * (1 + 1e-6)
+            assert best.objective <= there.objective * (1 + 1e-6)
+    assert not all(node.other_side.exact for node in said.nodes)
