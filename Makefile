@@ -47,7 +47,7 @@ test-rtl: $(READY)
 
 # Clients that others wrote and those in other languages, each with what it needs, stay out of .venv.
 CLIENTS := .venv-clients
-CLIENT_TOOLS := go node npm protoc protoc-gen-go runc skopeo umoci
+CLIENT_TOOLS := bwrap go node npm protoc protoc-gen-go runc skopeo umoci
 CLIENT_SOURCES := tests/clients/install.sh $(wildcard docs/examples/clients/*/* fpgasim/service/protos/*.proto)
 test-clients: $(READY)
 	@export PATH="$$PATH:/usr/sbin:/sbin"; missing=; \
