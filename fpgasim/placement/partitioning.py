@@ -362,9 +362,9 @@ def _check_room(costs: CostGraph, forced: Mapping[str, tuple[Side, str]], option
     for i, name in enumerate(names, 1):
         if weight_of(costs, names[:i]) > options.capacity:
             raise PlacementError(
-                f"capacity={options.capacity:,} bytes of weights do not hold those of the {plural(len(names), 'node')} "
+                f"capacity={options.capacity:,.0f} bytes of weights do not hold those of the {plural(len(names), 'node')} "
                 f"that must be on the FPGA, {weight_of(costs, names):,.0f}; {name!r}, with "
-                f"{costs.node_of[name].weight:,}, is the first without room ({forced[name][1]})"
+                f"{costs.node_of[name].weight:,.0f}, is the first without room ({forced[name][1]})"
             )
 
 
@@ -450,7 +450,8 @@ def _limit(costs: CostGraph, placement: Placement, name: str, options: Options) 
     if options.capacity is not None and options.weights != "auto" and weight:
         used = sum(node.weight for node in costs.nodes if placement[node.name] == "fpga")
         if used + weight > options.capacity:
-            return "capacity", f"its {weight:,} bytes of weights and the {used:,} there exceed {options.capacity:,}"
+            both = f"its {weight:,.0f} bytes of weights and the {used:,.0f} there"
+            return "capacity", f"{both} exceed {options.capacity:,.0f}"
     if options.max_segments is not None:
         count = len({p for p in phases(costs, {**placement, name: "fpga"}, options.max_segments).values() if p % 2})
         if count > options.max_segments:

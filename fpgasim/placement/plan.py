@@ -86,7 +86,8 @@ class Options:
             raise InputError(f"require_fpga={self.require_fpga!r} must be True or False")
         max_segments, _ = check_limits(self.max_segments, self.capacity, self.time_limit)
         object.__setattr__(self, "max_segments", max_segments)
-        object.__setattr__(self, "capacity", real_number(self.capacity))  # None and infinite are two things here
+        if not isinstance(self.capacity, int | float | None):
+            object.__setattr__(self, "capacity", real_number(self.capacity))
         _check_link(self.hop_s, self.link_bytes_per_s)
         count = self.devices
         if count != "auto" and (isinstance(count, bool) or not isinstance(count, int) or count < 1):

@@ -159,7 +159,7 @@ def within(*path, **changes):
             "cost_graph.tensors is not what",
         ),
         (within("cost_graph", tensors=[]), "is no bound below"),
-        (within("cost_graph", launch=10**400), "is damaged: int too large to convert to float"),
+        (within("cost_graph", launch=10**400), "is damaged: cost graph: the graph: launch=10{59}… must be"),
         (within("cost_graph", pairs=[]), "cost_graph.pairs is not what this fpgasim computes"),
         (within("cost_graph", launch=0), "is no bound below"),
     ],

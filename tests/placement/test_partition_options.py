@@ -262,8 +262,8 @@ def test_demands_that_contradict_name_the_first_node_of_the_graph_in_every_run()
     weights = {n.name: n.weight for n in fs.partition(classifier(softmax=False), *BW).cost_graph.nodes}
     held = sum(weights[name] for name in ("conv0", "conv2"))
     assert room == (
-        f"capacity={held + 1:,} bytes of weights do not hold those of the {len(weights)} nodes that must be on the "
-        f"FPGA, {sum(weights.values()):,}; 'conv4', with {weights['conv4']:,}, is the first without room "
+        f"capacity={held + 1:,.0f} bytes of weights do not hold those of the {len(weights)} nodes that must be on the "
+        f"FPGA, {sum(weights.values()):,.0f}; 'conv4', with {weights['conv4']:,.0f}, is the first without room "
         "(require_fpga puts it there)"
     )
     assert "'relu0'" in segments
