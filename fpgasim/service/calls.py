@@ -313,8 +313,8 @@ def _place(address: str, port: int | None, default: int) -> tuple[str, int]:
             raise InputError(f"address={address!r} has another port than port={port}; one of them would do")
         port = int(end)
     port = default if port is None else port
-    if not 1 <= port <= 65535:
-        raise InputError(f"port={port}; 1 to 65535 would do")
+    if not isinstance(port, int) or not 1 <= port <= 65535:
+        raise InputError(f"port={port!r}; 1 to 65535 would do")
     return host.removeprefix("[").removesuffix("]"), port
 
 

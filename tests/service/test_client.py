@@ -163,6 +163,7 @@ def test_what_cannot_be_sent_is_an_error_at_the_door(client):
         ({"address": "host:x"}, "port 'x'; a number"),
         ({"address": "host:1", "port": 2}, "another port than port=2"),
         ({"address": "host", "port": 70000}, "port=70000; 1 to 65535"),
+        ({"address": "host", "port": "50051"}, "port='50051'; 1 to 65535"),
         ({"address": "host", "access_token": "line\nbreak"}, "access_token has characters"),
         ({"address": "host", "attempts": 0}, "attempts=0; at least 1"),
         ({"address": "host", "root_certificates": b"pem"}, "give use_ssl=True too"),
