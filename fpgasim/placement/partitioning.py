@@ -363,8 +363,8 @@ def _check_room(costs: CostGraph, forced: Mapping[str, tuple[Side, str]], option
         if weight_of(costs, names[:i]) > options.capacity:
             raise PlacementError(
                 f"capacity={options.capacity:,.0f} bytes of weights do not hold those of the "
-                f"{plural(len(names), 'node')} that must be on the FPGA, {weight_of(costs, names):,.0f}; {name!r}, with "
-                f"{costs.node_of[name].weight:,.0f}, is the first without room ({forced[name][1]})"
+                f"{plural(len(names), 'node')} that must be on the FPGA, {weight_of(costs, names):,.0f}; "
+                f"{name!r}, with {costs.node_of[name].weight:,.0f}, is the first without room ({forced[name][1]})"
             )
 
 
