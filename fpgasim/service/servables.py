@@ -318,8 +318,8 @@ def model_file(path: str | os.PathLike[str]) -> Path:
     return found
 
 
-def open_source(path: Path) -> Graph | Plan | ModelDefinition:
-    """What the file at `path` holds, told by its contents: a pipeline, a plan or an ONNX model.
+def open_source(path: Path, *, optimize: bool = True) -> Graph | Plan | ModelDefinition:
+    """What the file at `path` holds, told by its contents: a pipeline, a plan or an ONNX model (see `fpgasim.load`).
 
     Raises ModelError for anything else.
     """
@@ -334,7 +334,7 @@ def open_source(path: Path) -> Graph | Plan | ModelDefinition:
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise ModelError(f"model file {str(path)!r} cannot be read: {error}") from error
     if not is_zip:
-        return load(path)
+        return load(path, optimize=optimize)
     return Plan.load(path) if "plan.json" in entries else ModelDefinition.load(path)
 
 
