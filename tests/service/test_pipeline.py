@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 import stat
 import struct
 import zipfile
@@ -443,7 +442,11 @@ def test_weights_outside_of_the_zip_are_refused(saved, tmp_path):
         ModelDefinition.load(bad)
 
 
-@pytest.mark.parametrize("data", [b"", b"not ONNX", b"\x08\x09", bytes(range(255, 155, -1))], ids=["empty", "text", "cut", "noise"])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"not ONNX", b"\x08\x09", bytes(range(255, 155, -1))],
+    ids=["empty", "text", "cut", "noise"],
+)
 def test_a_stage_whose_file_is_no_model_is_a_clear_error(saved, tmp_path, data):
     bad = rewritten(saved, tmp_path / "bad.zip", hashed("3-classes.onnx", data), {"3-classes.onnx": data})
     with pytest.raises(ModelError, match=r"bad\.zip"):
