@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import onnx
@@ -277,7 +278,13 @@ def test_a_reader_that_goes_away_is_no_error():
 def test_an_interrupt_exits_with_130_and_says_nothing_of_python(tmp_path):
     fifo = tmp_path / "model.onnx"
     os.mkfifo(fifo)  # reading it waits until the interrupt comes
-    process = subprocess.Popen(argv("simulate", fifo), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        argv("simulate", fifo),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
+    )
     descriptor = os.open(fifo, os.O_WRONLY)  # returns once the command has opened the model
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
