@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,8 @@ from fpgasim.runtime.schedule import Feeds, Operation, Schedule, Work, make_sche
 
 #: Schedules for other tensors than the segment's outputs that a runner keeps; the one made first goes first.
 SCHEDULES_KEPT = 4
+#: Memory of a run that is kept for the next one; a larger one is for a batch, which takes far longer than getting it.
+KEPT_BYTES = 128 << 20
 
 
 class Taken(NamedTuple):
@@ -35,8 +37,12 @@ class Frame:
         self.feeds: Feeds = {}
         self.works: list[tuple[Operation, Work]] = [(o, o.bind(self.arrays, self.feeds)) for o in schedule.operations]
 
-    def run(self, saturations: Counter[str], taken: list[Taken] | None) -> None:
+    def run(
+        self, saturations: Counter[str], taken: list[Taken] | None, between: Callable[[], None] | None = None
+    ) -> None:
         for operation, work in self.works:
+            if between is not None:
+                between()
             start = time.process_time() if taken is not None else 0.0
             saturated = work()
             for name, count in zip(operation.names, saturated, strict=False):
@@ -61,18 +67,20 @@ class FpgaRunner:
         wanted: Collection[str],
         saturations: Counter[str],
         taken: list[Taken] | None = None,
+        between: Callable[[], None] | None = None,
     ) -> dict[str, Float32Array]:
         """The tensors `wanted`, float32 in their ONNX shapes, from `feeds`, which are so too.
 
         How many values saturated in fp16 is added to `saturations` under the layer's name or the fed tensor's; what
-        each operation took to `taken`.
+        each operation took to `taken`. `between` is called before each operation; what it raises ends the run.
         """
         schedule, idle = self._schedule(frozenset(self.segment.outputs) | frozenset(wanted))
         frame = self._take(schedule, idle, feeds)
-        frame.run(saturations, taken)
+        frame.run(saturations, taken, between)
         results = {name: self._leave(name, frame, schedule) for name in wanted}
         frame.feeds.clear()
-        idle.append(frame)
+        if schedule.layout.size <= KEPT_BYTES:
+            idle.append(frame)
         return results
 
     def _take(self, schedule: Schedule, idle: list[Frame], feeds: Mapping[str, npt.NDArray[Any]]) -> Frame:

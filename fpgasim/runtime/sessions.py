@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -99,16 +99,23 @@ class Session:
         """What `run` returns by default."""
         return self.plan.source_graph.outputs
 
-    def run(self, feeds: Mapping[str, npt.ArrayLike], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+    def run(
+        self,
+        feeds: Mapping[str, npt.ArrayLike],
+        outputs: Sequence[str] | None = None,
+        *,
+        between: Callable[[], None] | None = None,
+    ) -> dict[str, Array]:
         """The tensors `outputs` by name, in that order; by default the graph's outputs, but any tensor of it will do.
 
         `feeds` maps every input to an array of its dtype and shape; floating-point numbers of another precision are
         converted. Other sizes than the plan's in the symbolic dimensions are planned once, by `Plan.replan`, and kept:
-        nodes may be on other sides then. What the FPGA computed is float32 and of the pointwise type. Raises InputError
+        nodes may be on other sides then. What the FPGA computed is float32 and of the pointwise type. `between` is
+        called before each operation of the FPGA and each CPU piece; what it raises ends the run. Raises InputError
         naming the input or the output that does not fit, PlacementError where what the plan was asked for cannot be met
         at these sizes.
         """
-        return self._run(feeds, outputs, None)
+        return self._run(feeds, outputs, None, between)
 
     def profile(self, feeds: Mapping[str, npt.ArrayLike]) -> list[Taken]:
         """What a run for the graph's outputs spends its time on: (kind of work, layer or tensor, processor seconds).
@@ -120,7 +127,11 @@ class Session:
         return taken
 
     def _run(
-        self, feeds: Mapping[str, npt.ArrayLike], outputs: Sequence[str] | None, taken: list[Taken] | None
+        self,
+        feeds: Mapping[str, npt.ArrayLike],
+        outputs: Sequence[str] | None,
+        taken: list[Taken] | None,
+        between: Callable[[], None] | None = None,
     ) -> dict[str, Array]:
         arrays = check_feeds(self.inputs, feeds)
         plan, steps = self._for_shapes({t.name: arrays[t.name].shape for t in self.inputs if not t.container})
@@ -130,8 +141,10 @@ class Session:
         for step in steps:
             wanted = [n for n in step.made if n in step.segment.outputs or n in names]
             if isinstance(step.runner, FpgaRunner):
-                values.update(step.runner.run(values, wanted, saturations, taken))
+                values.update(step.runner.run(values, wanted, saturations, taken, between))
             else:
+                if between is not None:
+                    between()
                 start = time.process_time()
                 values.update(step.runner.run(values, wanted))
                 if taken is not None:

@@ -135,6 +135,14 @@ def test_an_arena_is_smaller_than_its_arrays_and_serves_run_after_run():
     assert idle == [frame]
 
 
+def test_the_large_arena_of_a_batch_is_given_back(monkeypatch):
+    session = session_of(NETS["residual"]())
+    ((schedule, idle),) = session._steps[0].runner._schedules.values()
+    monkeypatch.setattr("fpgasim.runtime.fpga.KEPT_BYTES", schedule.layout.size - 1)
+    session.run({"x": feed((1, 3, 13, 13))})
+    assert idle == []
+
+
 def test_runs_at_the_same_time_have_arenas_of_their_own():
     session = session_of(NETS["residual"]())
     inputs = [feed((1, 3, 13, 13), seed=seed) for seed in range(12)]
