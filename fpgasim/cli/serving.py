@@ -48,7 +48,8 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--objective", default="coverage", show_default=True, help="Of the placement; see `fpgasim partition`.")
 @click.option("--pace", default="host", show_default=True, help="hardware: no sooner than the simulated engine.")
 @click.option("--max-message-bytes", default=64 << 20, show_default=True, help="Largest message.")
-@click.option("--max-pixels", default=50_000_000, show_default=True, help="Largest picture.")
+@click.option("--max-pixels", default=50_000_000, show_default=True, help="All pictures of a call, decoded.")
+@click.option("--max-batch", default=64, show_default=True, help="Pictures of a call, encoded or as tensors.")
 @click.option("--max-concurrent", default=4, show_default=True, help="Calls that run at a time.")
 @click.option("--max-queue", default=60, show_default=True, help="Calls that wait; more are refused at once.")
 @click.option("--deadline", default=60.0, show_default=True, metavar="SECONDS", help="Longest time of any call.")
@@ -83,6 +84,7 @@ def serve(
     pace: Any,
     max_message_bytes: int,
     max_pixels: int,
+    max_batch: int,
     max_concurrent: int,
     max_queue: int,
     deadline: float,
@@ -125,6 +127,7 @@ def serve(
         keys_file=keys_file,
         max_message_bytes=max_message_bytes,
         max_pixels=max_pixels,
+        max_batch=max_batch,
         max_concurrent=max_concurrent,
         max_queue=max_queue,
         deadline_s=deadline,

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fpgasim.errors import FpgasimError, InputError, status
+from fpgasim.service import tensors
 from fpgasim.service.limits import Refusal, Ticket
 from fpgasim.service.metrics import Metrics
 from fpgasim.service.servables import Result, Servable
-from fpgasim.service.steps import VirtualFpga
+from fpgasim.service.steps import GoOn, Limits, VirtualFpga
 
 Array = Any
 #: The only signature of every servable, under TensorFlow's name for it.
@@ -63,7 +64,7 @@ class Host:
         fpga: VirtualFpga,
         metrics: Metrics,
         *,
-        max_pixels: int,
+        limits: Limits,
         max_input_bytes: int,
         both_names: bool = False,
         service: str | None = None,
@@ -72,7 +73,7 @@ class Host:
         self.draining = False
         self.metrics = metrics
         self.max_input_bytes = max_input_bytes
-        self._fpga, self._max_pixels = fpga, max_pixels
+        self._fpga, self._limits = fpga, limits
         self._both_names, self._service = both_names, service
 
     @property
@@ -82,7 +83,7 @@ class Host:
 
     def prepare(self, servable: Servable) -> Servable:
         """`servable` on this host's engine and within its limits, warmed up."""
-        servable.fpga, servable.max_pixels = self._fpga, self._max_pixels
+        servable.fpga, servable.limits = self._fpga, self._limits
         servable.warm_up()
         return servable
 
@@ -124,9 +125,13 @@ class Host:
         call: Call,
     ) -> Result:
         """The answer of `servable` once it is the call's turn; only then are the inputs read."""
-        with call.ticket.running(call.deadline, call.alive):
-            result = servable.run(read(), outputs, both_names=self._both_names)
-        self.metrics.ran(servable.name, result)
+
+        def compute(go_on: GoOn) -> Result:
+            result = servable.run(read(), outputs, both_names=self._both_names, go_on=go_on)
+            self.metrics.ran(servable.name, result)
+            return result
+
+        result = call.ticket.compute(compute, call.deadline, call.alive)
         call.facts["x-fpgasim-cycles"] = str(result.cycles)
         call.facts["x-fpgasim-fpga-us"] = f"{result.fpga_seconds * 1e6:.3f}"
         return result
@@ -159,7 +164,7 @@ class Inputs:
         # a name that is not known is refused by the servable, which says which are; its values are not unpacked
         self.arrays[name] = read(self._left) if name in self._known else None
         if name in self._known:
-            self._left -= self.arrays[name].nbytes
+            self._left = max(0, self._left - tensors.size_of(self.arrays[name]))
 
 
 def refusal(error: Exception, request_id: str) -> Refusal:

@@ -6,9 +6,14 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import TypeVar
+
+T = TypeVar("T")
 
 #: What a refused caller is told to wait, in milliseconds.
 _PUSHBACK_MS = (20, 10_000)
+_TOO_LATE = "the deadline passed while the call was computed; fewer pictures in a call would take less"
 
 
 class Refusal(Exception):
@@ -35,21 +40,41 @@ class Ticket:
         """Says that its message is there."""
         self.receiving = False
 
-    @contextlib.contextmanager
-    def running(self, deadline: float, alive: Callable[[], bool]) -> Iterator[None]:
-        """Waits for its turn to run. Raises Refusal if the `deadline` (of time.monotonic) passes before, or the caller
-        has gone."""
+    def compute(self, work: Callable[[Callable[[], None]], T], deadline: float, alive: Callable[[], bool]) -> T:
+        """What `work` gives, once it is the call's turn.
+
+        Raises Refusal at the `deadline` (of time.monotonic), whether the call waits or computes, and if the caller has
+        gone before its turn comes. What `work` is given raises too, once nobody waits for it any more: it is to call
+        that between the parts of what it does, and keeps its turn until it ends.
+        """
         turns = self._admission.turns
         if not turns.acquire(timeout=max(0.0, deadline - time.monotonic())):
             raise Refusal("DEADLINE_EXCEEDED", "the deadline passed while the call waited for its turn")
+
+        def go_on() -> None:
+            if time.monotonic() >= deadline:
+                raise Refusal("DEADLINE_EXCEEDED", _TOO_LATE)
+            if not alive():
+                raise Refusal("CANCELLED", "the caller went away while the call was computed")
+
+        def run() -> T:
+            start = time.monotonic()
+            made = work(go_on)
+            self._admission.took(time.monotonic() - start)
+            return made
+
         try:
             if not alive():
                 raise Refusal("CANCELLED", "the caller went away while the call waited for its turn")
-            start = time.monotonic()
-            yield
-            self._admission.took(time.monotonic() - start)
-        finally:
+            made = self._admission.threads.submit(run)
+        except BaseException:
             turns.release()
+            raise
+        made.add_done_callback(lambda _: turns.release())
+        futures.wait((made,), max(0.0, deadline - time.monotonic()))
+        if not made.done():
+            raise Refusal("DEADLINE_EXCEEDED", _TOO_LATE)
+        return made.result()
 
 
 class Admission:
@@ -61,6 +86,7 @@ class Admission:
 
     def __init__(self, running: int, waiting: int, receive_s: float, patience_s: float = 1.0) -> None:
         self.turns = threading.BoundedSemaphore(running)
+        self.threads = futures.ThreadPoolExecutor(running, "fpgasim-compute")
         self.places = running + waiting
         self._running, self._receive_s, self._patience_s = running, receive_s, patience_s
         self._lock = threading.Lock()

@@ -22,6 +22,8 @@ from fpgasim.service.steps import (
     DEVICE,
     FORMAT,
     Array,
+    GoOn,
+    Limits,
     Machine,
     Pace,
     Step,
@@ -32,7 +34,6 @@ from fpgasim.service.steps import (
     fpga_step,
     preprocessing_step,
 )
-from fpgasim.zoo.decoding import MAX_PIXELS
 
 if TYPE_CHECKING:
     from fpgasim.npu import Device
@@ -187,8 +188,8 @@ class Result:
 class Servable:
     """Something that answers: steps that run in order, each on the values of those before it.
 
-    Threads may share one. `fpga` is the engine its FPGA stages take turns on, `max_pixels` the largest picture it
-    decodes; both may be set before it serves.
+    Threads may share one. `fpga` is the engine its FPGA stages take turns on, `limits` what a call may become, by
+    default anything; both may be set before it serves.
     """
 
     def __init__(
@@ -208,7 +209,7 @@ class Servable:
         self.labels = None if labels is None else tuple(labels)
         self.steps = tuple(steps)
         self.fpga = FPGA if fpga is None else fpga
-        self.max_pixels = MAX_PIXELS
+        self.limits = Limits()
 
     def __repr__(self) -> str:
         return f"Servable({self.name!r}, version={self.version}, stages={[step.name for step in self.steps]})"
@@ -219,18 +220,39 @@ class Servable:
         return tuple(step.plan for step in self.steps if step.plan is not None)
 
     def run(
-        self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None, *, both_names: bool = False
+        self,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str] | None = None,
+        *,
+        both_names: bool = False,
+        go_on: GoOn | None = None,
     ) -> Result:
         """The answer to `inputs`; only `outputs`, under the names given there, if that is not empty.
 
-        `both_names` answers under aliases and tensor names at once. Raises InputError for inputs or outputs that do not
-        fit, ImageError for pictures that cannot be read.
+        `both_names` answers under aliases and tensor names at once. `go_on` is called between stages, between pictures
+        and between the operations of the FPGA; what it raises ends the run. Raises InputError for inputs or outputs
+        that do not fit or are beyond the limits, ImageError for pictures that cannot be read or are.
         """
+        machine = Machine(self.fpga, self.limits)
+        if go_on is not None:
+            machine = dataclasses.replace(machine, go_on=go_on)
+        return self._run(inputs, outputs, both_names, machine)
+
+    def warm_up(self) -> None:
+        """Runs once, on a grey picture or on zeros, so that the first caller does not wait for what is made once."""
+        inputs = {spec.name: _sample(spec, spec.name in self._pictures) for spec in self.signature.inputs}
+        self._run(inputs, None, False, Machine(self.fpga))
+
+    def _run(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str] | None, both_names: bool, machine: Machine
+    ) -> Result:
         values, by_alias = self.signature.read(inputs)
         names = self.signature.asked(outputs, by_alias, both_names)
-        machine = Machine(self.fpga, self.max_pixels)
+        for spec in self.signature.inputs:
+            self._check_batch(spec, values[spec.name], machine.limits.max_batch)
         cycles, fpga_seconds, stage_seconds = 0, 0.0, dict[str, float]()
         for step in self.steps:
+            machine.go_on()
             done = step.run({own: values[value] for own, value in step.reads.items()}, machine)
             values |= {value: done.outputs[own] for own, value in step.writes.items()}
             cycles += done.cycles
@@ -238,10 +260,20 @@ class Servable:
             stage_seconds[step.name] = done.seconds
         return Result({name: values[tensor] for name, tensor in names.items()}, cycles, fpga_seconds, stage_seconds)
 
-    def warm_up(self) -> None:
-        """Runs once, on a grey picture or on zeros, so that the first caller does not wait for what is made once."""
-        pictures = {step.reads[spec.name] for step in self.steps if step.takes_pictures for spec in step.inputs}
-        self.run({spec.name: _sample(spec, spec.name in pictures) for spec in self.signature.inputs})
+    @property
+    def _pictures(self) -> frozenset[str]:
+        """The inputs that are encoded pictures."""
+        return frozenset(step.reads[spec.name] for step in self.steps if step.takes_pictures for spec in step.inputs)
+
+    def _check_batch(self, spec: TensorSpec, array: Array, most: int | None) -> None:
+        """Raises InputError for more than `most` pictures, encoded or as a tensor of four dimensions; a network that
+        takes a number of its own takes that."""
+        free = spec.shape is None or spec.shape[:1] == (None,)
+        is_pictures = array.ndim == 4 or spec.name in self._pictures
+        if most is not None and free and is_pictures and len(array) > most:
+            raise InputError(
+                f"input {spec.name!r} holds {len(array)} pictures, and a call may have {most}; several calls would do"
+            )
 
 
 def servable(

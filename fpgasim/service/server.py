@@ -26,7 +26,7 @@ from fpgasim.service.predict import model_service, prediction_service
 from fpgasim.service.reloading import Load, models_of
 from fpgasim.service.rest import RestServer
 from fpgasim.service.servables import Servable, servable
-from fpgasim.service.steps import Pace, VirtualFpga
+from fpgasim.service.steps import Limits, Pace, VirtualFpga
 
 #: Places for calls that do not compute: health, metadata, reflection.
 _LIGHT_PLACES = 64
@@ -39,6 +39,7 @@ _SPARE_THREADS = 32
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 #: How often calls whose message does not come are looked for.
 _SWEEP_S = 0.25
+_LOWEST = {"max_message_bytes": 1024, "max_pixels": 1, "max_batch": 1, "max_concurrent": 1, "max_queue": 0}
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -51,10 +52,12 @@ class ServerConfig:
     `keys_file` every call but health needs one of the keys.
 
     At most `max_concurrent` calls run at a time and `max_queue` more wait; a message may have `max_message_bytes` and
-    has `receive_s` to come; its tensors may take no more when unpacked, its pictures `max_pixels` each when decoded.
-    No call takes longer than `deadline_s`, whatever its caller allows. `pace` is the engine's, `both_names` answers
-    under aliases and tensor names at once. `service` is another name for the whole, as the route header of Azure's
-    clients says it. Models may be loaded by a call (HandleReloadConfigRequest) from under `model_root` alone.
+    has `receive_s` to come; its tensors may take no more when unpacked, nor may the tensor that is made of its
+    pictures, which are `max_batch` at most and have `max_pixels` all together. A call to a model is answered
+    `deadline_s` after its message came at the latest, whatever its caller allows; what it computes ends soon after.
+    `pace` is the engine's, `both_names` answers under aliases and tensor names at once. `service` is another name for
+    the whole, as the route header of Azure's clients says it. Models may be loaded by a call
+    (HandleReloadConfigRequest) from under `model_root` alone.
     """
 
     host: str = "127.0.0.1"
@@ -68,6 +71,7 @@ class ServerConfig:
     keys_file: Path | None = None
     max_message_bytes: int = 64 << 20
     max_pixels: int = 50_000_000
+    max_batch: int = 64
     max_concurrent: int = 4
     max_queue: int = 60
     receive_s: float = 30.0
@@ -79,7 +83,7 @@ class ServerConfig:
     model_root: Path | None = None
 
     def __post_init__(self) -> None:
-        for name, low in (("max_message_bytes", 1024), ("max_pixels", 1), ("max_concurrent", 1), ("max_queue", 0)):
+        for name, low in _LOWEST.items():
             if getattr(self, name) < low:
                 raise InputError(f"{name}={getattr(self, name)}; at least {low} would do")
         for name in ("receive_s", "deadline_s"):
@@ -116,7 +120,7 @@ class Server:
         self._host = Host(
             VirtualFpga(config.pace),
             self.metrics,
-            max_pixels=config.max_pixels,
+            limits=Limits(config.max_batch, config.max_pixels, config.max_message_bytes),
             max_input_bytes=config.max_message_bytes,
             both_names=config.both_names,
             service=config.service,
@@ -156,9 +160,11 @@ class Server:
     def start(self) -> int:
         """The port, once everything is warmed up and answers; until then calls are told UNAVAILABLE.
 
-        Raises ServiceError for a port that cannot be had.
+        Raises ServiceError for a port that cannot be had, and for a server that was started before.
         """
         config = self.config
+        if self.port:
+            raise ServiceError(f"the server on {self.address} has been started before; a new one would do")
         self.port = self._bind(config.host, config.port)
         self._rest = self._make_rest()
         self._grpc.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,6 @@ import numpy as np
 
 from fpgasim.errors import ImageError, InputError, UnknownNameError
 from fpgasim.graph import Graph, Tensor
-from fpgasim.zoo.decoding import MAX_PIXELS
 
 if TYPE_CHECKING:
     from fpgasim.npu import Device
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from fpgasim.zoo import AzurePreprocessing, Preprocessing
 
 Array = np.ndarray[Any, Any]
+#: Called between the parts of a computation, which ends if it raises.
+GoOn: TypeAlias = Callable[[], None]
 AnyPreprocessing: TypeAlias = "Preprocessing | AzurePreprocessing"
 Layout = Literal["NHWC", "NCHW"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -87,11 +89,26 @@ class VirtualFpga:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What one call may become: how many pictures (strings, or tensors of four dimensions), their pixels all together
+    once decoded, and the bytes of the tensor that is made of them. None: any."""
+
+    max_batch: int | None = None
+    max_pixels: int | None = None
+    max_bytes: int | None = None
+
+
+def _go_on() -> None:
+    """Nobody waits for it, so nobody can cease to."""
+
+
+@dataclass(frozen=True)
 class Machine:
-    """What a step runs on: the engine, and how many pixels a picture may have once decoded."""
+    """What a step runs on: the engine, the limits of a call, and what raises as soon as nobody waits for the answer."""
 
     fpga: VirtualFpga
-    max_pixels: int = MAX_PIXELS
+    limits: Limits = Limits()
+    go_on: GoOn = _go_on
 
 
 @dataclass(frozen=True)
@@ -128,9 +145,15 @@ def preprocessing_step(spec: AnyPreprocessing, layout: Layout, name: str) -> Ste
 
     def run(feeds: Mapping[str, Array], machine: Machine) -> Done:
         start = time.perf_counter()
-        batch = [_picture(spec, data, i, machine.max_pixels) for i, data in enumerate(feeds["images"])]
-        if not batch:
+        pictures = feeds["images"]
+        if not len(pictures):
             raise InputError("the batch holds no picture; at least one would do")
+        _check_size(len(pictures), math.prod(picture_shape(spec, layout)), machine.limits)
+        _check_pixels(pictures, machine)
+        batch = []
+        for i, data in enumerate(pictures):
+            machine.go_on()
+            batch.append(_picture(spec, data, i))
         made = batch[0] if len(batch) == 1 else np.concatenate(batch)
         if layout == "NHWC":  # a view: the FPGA's stage turns it back
             made = made.transpose(0, 2, 3, 1)
@@ -178,18 +201,22 @@ def fpga_step(plan: Plan, name: str) -> Step:
         shapes = {tensor.name: feeds[tensor.name].shape for tensor in session.inputs}
         key = tuple(shapes.values())
         with lock:
-            if key not in timings:
-                timing = session.timing(shapes)
-                while len(timings) >= _TIMINGS_KEPT:
+            found = timings.get(key)
+        if found is None:  # to plan another size takes long, and calls of sizes that are known do not wait for it
+            timing = session.timing(shapes)
+            found = timing.cycles, (timing.total_ms - timing.cpu_ms) / 1e3
+            with lock:
+                timings[key] = found
+                if len(timings) > _TIMINGS_KEPT:
                     del timings[next(iter(timings))]
-                timings[key] = timing.cycles, (timing.total_ms - timing.cpu_ms) / 1e3
-            return timings[key]
+        return found
 
     def run(feeds: Mapping[str, Array], machine: Machine) -> Done:
         cycles, fpga_seconds = simulated(feeds)
         with machine.fpga.busy(fpga_seconds):
+            machine.go_on()  # it may have waited long for the engine
             start = time.perf_counter()
-            made = session.run(feeds)
+            made = session.run(feeds, between=machine.go_on)
         return Done(made, time.perf_counter() - start, cycles, fpga_seconds)
 
     return _with_text(Step(name, specs(graph.inputs, graph), specs(graph.outputs, graph), run, plan))
@@ -272,28 +299,54 @@ def specs(tensors: Sequence[Tensor], graph: Graph) -> tuple[TensorSpec, ...]:
     )
 
 
-def check_pixels(data: bytes, limit: int) -> None:
-    """Raises ImageError for a picture that has more pixels than `limit` by its header."""
+def _check_size(count: int, elements: int, limits: Limits) -> None:
+    """Raises InputError for more pictures than make a tensor of `limits.max_bytes`, each of them so many elements."""
+    each = elements * np.dtype(np.float32).itemsize
+    if limits.max_bytes is not None and count * each > limits.max_bytes:
+        raise InputError(
+            f"{count} pictures make a tensor of {count * each} bytes, and at most {limits.max_bytes} are taken; "
+            f"{limits.max_bytes // each} pictures in a call would do"
+        )
+
+
+def _check_pixels(pictures: Array, machine: Machine) -> None:
+    """Raises ImageError for pictures that have more pixels by their headers, all together, than the limit."""
+    limit, total = machine.limits.max_pixels, 0
+    if limit is None:
+        return
+    for i, data in enumerate(pictures):
+        machine.go_on()
+        width, height = _size(data) if isinstance(data, bytes) else (0, 0)
+        if width * height > limit:
+            raise ImageError(
+                f"picture {i} of the batch: a picture of {width}x{height} pixels; at most {limit} are taken"
+            )
+        total += width * height
+        if total > limit:
+            raise ImageError(
+                f"pictures 0 to {i} of the batch have {total} pixels together, and at most {limit} are taken; "
+                "fewer or smaller pictures in a call would do"
+            )
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    """Width and height of a picture by its header; (0, 0) without one: decoding says what is wrong with it."""
     import PIL.Image
 
     try:
         with PIL.Image.open(io.BytesIO(data)) as picture:
-            width, height = picture.size
+            return picture.size
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
-        return  # decoding says what is wrong with it
-    if width * height > limit:
-        raise ImageError(f"a picture of {width}x{height} pixels; at most {limit} are taken")
+        return 0, 0
 
 
-def _picture(spec: AnyPreprocessing, data: object, i: int, limit: int) -> Array:
+def _picture(spec: AnyPreprocessing, data: object, i: int) -> Array:
     """One encoded picture as (1, 3, h, w); errors say which of the batch it is."""
     from fpgasim.zoo import preprocess
 
     if not isinstance(data, bytes):  # a str would be taken for the path of a file of this machine
         raise InputError(f"picture {i} of the batch is a {type(data).__name__}; the bytes of a file would do")
     try:
-        if limit < MAX_PIXELS:
-            check_pixels(data, limit)
         return preprocess(spec, data)
     except ImageError as error:
         raise ImageError(f"picture {i} of the batch: {error}") from error

@@ -94,6 +94,10 @@ def from_proto(proto: Any, name: str, max_bytes: int = MAX_BYTES) -> Array:
         raise InputError(f"tensor {name!r} of shape {shape} has {len(values)} values in {kind.values}")
     if count and not values:
         raise InputError(f"tensor {name!r} of shape {shape} has neither tensor_content nor {kind.values}")
+    if kind.name == "DT_STRING" and values:
+        size = count * kind.dtype.itemsize + sum(map(len, values)) + (count - len(values)) * len(values[-1])
+        if size > max_bytes:
+            raise InputError(f"tensor {name!r} holds strings of {size} bytes, and at most {max_bytes} are taken")
     made = np.empty(count, kind.dtype)
     given = _elements(values, kind, name, bits=True)
     made[: len(given)] = given
@@ -166,6 +170,11 @@ def from_values(
     return made.reshape(sizes)
 
 
+def size_of(array: Array) -> int:
+    """The bytes that `array` takes, its strings with it, each at its own length."""
+    return array.nbytes + (sum(map(len, array.flat)) if array.dtype == object else 0)
+
+
 def datatype_kind(datatype: str, name: str) -> Kind:
     """The kind that the Open Inference Protocol calls `datatype`; InputError names the tensor."""
     for kind in KINDS:
@@ -180,7 +189,7 @@ def checked_shape(shape: Sequence[int], kind: Kind, name: str, max_bytes: int) -
     sizes = tuple(shape)
     if len(sizes) > MAX_RANK or any(size < 0 for size in sizes):
         raise InputError(f"tensor {name!r} has shape {sizes[:MAX_RANK]}; a request has at most {MAX_RANK} sizes from 0")
-    if math.prod(sizes) * kind.dtype.itemsize > max_bytes:
+    if math.prod(size or 1 for size in sizes) * kind.dtype.itemsize > max_bytes:  # NumPy minds these with a 0 too
         raise InputError(f"tensor {name!r} of shape {sizes} is larger than the {max_bytes} bytes allowed")
     return sizes
 

@@ -12,6 +12,7 @@ import fpgasim as fs
 from fpgasim.errors import ImageError, InputError, ModelError, UnknownNameError
 from fpgasim.service import CpuStage, FpgaStage, ModelDefinition, Signature, VirtualFpga, servable
 from fpgasim.service.servables import SeededWeightsWarning
+from fpgasim.service.steps import Limits
 
 from .small import PICTURES, classifier, featurizer, linear, picture, strings, two_outputs
 
@@ -167,10 +168,10 @@ def test_a_picture_that_cannot_be_read_is_named_by_its_place():
 
 def test_the_limit_of_pixels_is_the_servers_to_set():
     s = pictures_to_classes()
-    s.max_pixels = 100
+    s.limits = Limits(max_pixels=100)
     with pytest.raises(ImageError, match="a picture of 30x20 pixels; at most 100 are taken"):
         s.run({"images": strings(picture())})
-    s.max_pixels = 600
+    s.limits = Limits(max_pixels=600)
     assert s.run({"images": strings(picture())}).outputs["output_alias"].shape == (1, 3)
 
 
