@@ -117,8 +117,12 @@ def health_checks(gate: Gate, admission: Admission, servicer: Any) -> Handlers:
 
     def check(requests: Iterator[bytes], context: Any) -> bytes:
         with gate.passed("Check", context, keyed=False), admission.admitted(context.cancel) as ticket:
-            found: bytes = servicer.Check(_message(requests, ticket, parse, "Check"), context).SerializeToString()
-        return found
+            request = _message(requests, ticket, parse, "Check")
+            found = servicer.Check(request, context)
+            if found.status == found.SERVICE_UNKNOWN:  # a model that is no longer served, as one that never was
+                raise Refusal("NOT_FOUND", f"no service {request.service!r} here")
+            data: bytes = found.SerializeToString()
+        return data
 
     def watch(requests: Iterator[bytes], context: Any, send: Callable[[Any], None]) -> None:
         with gate.passed("Watch", context, keyed=False):

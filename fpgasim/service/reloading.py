@@ -35,14 +35,16 @@ def models_of(config: Any, root: Path | None, load: Load) -> dict[str, Model]:
 
 
 def _model(config: Any, root: Path, load: Load) -> Model:
-    path = (root / config.base_path).resolve()
-    if not path.is_relative_to(root):
-        raise Refusal(
-            "PERMISSION_DENIED", f"base_path {config.base_path!r} of {config.name!r} is not under --model-root"
-        )
-    if not path.exists():
-        raise Refusal("NOT_FOUND", f"base_path {config.base_path!r} of {config.name!r} is not there")
-    found = _versions(path) or {1: path}
+    what = f"base_path {config.base_path!r} of {config.name!r}"
+    try:
+        path = (root / config.base_path).resolve()
+        if not path.is_relative_to(root):
+            raise Refusal("PERMISSION_DENIED", f"{what} is not under --model-root")
+        if not path.exists():
+            raise Refusal("NOT_FOUND", f"{what} is not there")
+        found = _versions(path) or {1: path}
+    except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, a loop of links, a NUL
+        raise Refusal("INVALID_ARGUMENT", f"{what} cannot be read: {error}") from None
     versions = {v: load(found[v], config.name, v) for v in _chosen(config, sorted(found))}
     for label, version in config.version_labels.items():
         if version not in versions:
@@ -56,7 +58,8 @@ def _model(config: Any, root: Path, load: Load) -> Model:
 def _versions(path: Path) -> dict[int, Path]:
     """The folders in `path` that are called by a number from 1."""
     folders = [p for p in path.iterdir() if p.is_dir()] if path.is_dir() else []
-    return {int(p.name): p for p in folders if p.name.isascii() and p.name.isdecimal() and int(p.name) > 0}
+    numbers = (p for p in folders if p.name.isascii() and p.name.isdecimal() and len(p.name) < 19)  # an int64
+    return {int(p.name): p for p in numbers if int(p.name) > 0}
 
 
 def _chosen(config: Any, found: list[int]) -> list[int]:

@@ -188,8 +188,11 @@ class Server:
                     raise InputError(f"servable {given.name!r} cannot be served as {name!r}; give it that name")
                 self._host.prepare(given)
         with self._lock:
-            self._host.models = {**self._host.models, **models} if keep else dict(models)
+            before = self._host.models
+            self._host.models = {**before, **models} if keep else dict(models)
             self._say_health(self._host.models)
+            for name in before.keys() - self._host.models.keys():
+                self._health.set(name, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
 
     def reload_keys(self, primary: str, secondary: str | None = None) -> None:
         """Exchanges the keys, those in the keys file too; calls that were let in go on.

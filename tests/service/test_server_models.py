@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fpgasim.service import wire
 from fpgasim.service.hosting import Model
 
-from .calling import WEIGHTS, arrays, channel, linear, linear_servable, made, request, serving, status, stub
+from .calling import WEIGHTS, arrays, channel, health, linear, linear_servable, made, request, serving, status, stub
 
 X = np.float32([[1, 2, 3, 4]])
 
@@ -39,6 +40,7 @@ def root(tmp_path):
     linear(tmp_path / "models" / "flat.onnx", scale=0.5)
     linear(tmp_path / "outside.onnx")
     (tmp_path / "models" / "broken.onnx").write_bytes(b"junk")
+    (tmp_path / "models" / "loop").symlink_to("loop")
     return tmp_path / "models"
 
 
@@ -106,6 +108,9 @@ def specific(*versions, label=None):
         (reload(("a", "../outside.onnx")), "PERMISSION_DENIED", "not under --model-root"),
         (reload(("a", "/etc")), "PERMISSION_DENIED", "not under --model-root"),
         (reload(("a", "nothing")), "NOT_FOUND", "is not there"),
+        (reload(("a", "n\0x")), "INVALID_ARGUMENT", "cannot be read: embedded null byte"),
+        (reload(("a", "n" * 300)), "INVALID_ARGUMENT", "cannot be read: "),
+        (reload(("a", "loop")), "INVALID_ARGUMENT", "cannot be read: "),
         (reload(("a", "broken.onnx")), "INVALID_ARGUMENT", "broken.onnx"),
         (reload(("a b", "flat.onnx")), "INVALID_ARGUMENT", "'a b'"),
         (reload(("a", "flat.onnx"), ("a", "flat.onnx")), "INVALID_ARGUMENT", "each once"),
@@ -120,6 +125,26 @@ def test_a_config_that_cannot_be_changes_nothing(line, server, asked, code, says
     assert says in text
     assert server.names == ("first",)
     assert scale(line, named("first")) == (1.0, 1)
+
+
+def test_health_forgets_a_model_that_is_no_longer_served_and_knows_it_when_it_is_again(line):
+    assert health(line, "first") == "SERVING"
+    watch = health_pb2_grpc.HealthStub(line).Watch(health_pb2.HealthCheckRequest(service="first"), timeout=30)
+    told = (health_pb2.HealthCheckResponse.ServingStatus.Name(one.status) for one in watch)
+    assert next(told) == "SERVING"
+    call(line)(reload(("flat", "flat.onnx")))
+    assert status(lambda: health(line, "first")) == ("NOT_FOUND", "no service 'first' here")
+    assert next(told) == "SERVICE_UNKNOWN"
+    assert health(line, "flat") == health(line) == "SERVING"
+    call(line)(reload(("first", "flat.onnx")))
+    assert health(line, "first") == next(told) == "SERVING"
+    watch.cancel()
+
+
+def test_a_folder_whose_name_is_no_version_of_the_wire_is_none(line, root):
+    linear(root / "tall" / ("9" * 19) / "model.onnx")
+    call(line)(reload(("tall", "tall")))
+    assert scale(line, named("tall")) == (4.0, 3)
 
 
 def test_without_a_root_nothing_is_loaded():
