@@ -255,7 +255,8 @@ def _array(value: Any, spec: TensorSpec | None, name: str, max_bytes: int) -> Ar
     if array.dtype.kind not in "iufb":
         raise InputError(f"input {name!r} holds what is no number; {spec.dtype} would do")
     if array.dtype.kind in "iuf" and spec.dtype.kind == "f":
-        array = array.astype(spec.dtype)
+        with np.errstate(over="ignore"):
+            array = array.astype(spec.dtype)
     if array.nbytes > max_bytes:
         raise InputError(f"input {name!r} of shape {array.shape} is larger than the {max_bytes} bytes allowed")
     return array

@@ -169,12 +169,15 @@ def _batch(spec: TensorSpec, values: list[Any], max_bytes: int) -> Any:
     if any(size is None for size in shape):
         raise InputError(f"input {spec.name!r} has no fixed shape; call Predict instead")
     count = math.prod(size for size in shape if size is not None)
-    if any(len(row) != count or isinstance(row[0], bytes) for row in values if count or len(row)):
+    if any(len(row) != count for row in values):
         raise InputError(f"input {spec.name!r} takes {count} numbers of an example")
+    tensors.check_types((value for row in values for value in row), spec.dtype, spec.name)
     if len(values) * count * spec.dtype.itemsize > max_bytes:
         raise InputError(f"input {spec.name!r} of {len(values)} examples is larger than the {max_bytes} bytes allowed")
     try:
-        return np.array(values, spec.dtype).reshape(len(values), *[size for size in shape if size is not None])
+        with np.errstate(over="ignore"):
+            made = np.array(values, spec.dtype)
+        return made.reshape(len(values), *[size for size in shape if size is not None])
     except (ValueError, TypeError, OverflowError) as error:
         raise InputError(f"input {spec.name!r} has a value that is no {spec.dtype}: {error}") from None
 

@@ -20,6 +20,7 @@ from socketserver import ThreadingMixIn
 from typing import Any
 
 from fpgasim.errors import ServiceError
+from fpgasim.service import auth
 from fpgasim.service.doors import Gate
 from fpgasim.service.hosting import Call, new_request_id, refusal
 from fpgasim.service.limits import Admission, Refusal
@@ -139,15 +140,24 @@ class RestServer(ThreadingMixIn, HTTPServer):
                 self._answering -= 1
                 self._idle.notify_all()
 
-    def secure(self, connection: socket.socket) -> socket.socket:
-        """The connection with TLS on it, by the certificate that is in force now, where there is one."""
+    def secure(self, connection: socket.socket, peer: str) -> socket.socket:
+        """The connection with TLS on it, by the certificate that is in force now, where there is one.
+
+        A handshake that fails leaves a line in the audit log.
+        """
         if self._certificate is None:
             return connection
         self._certificate.refresh()
         current, secured = self._certificate.current, self._secured
         if secured is None or secured[0] != current:
             secured = self._secured = current, _context(current)
-        return secured[1].wrap_socket(connection, server_side=True)
+        try:
+            return secured[1].wrap_socket(connection, server_side=True)
+        except ssl.SSLEOFError:  # closed without a word, as who only asks whether somebody listens does
+            raise
+        except ssl.SSLError as error:  # plain text, an old TLS, no certificate where one is asked for
+            auth.audit("refused", method="handshake", peer=peer, reason=error.reason)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """A thread for the connection; none where there are too many, and it is closed."""
@@ -193,10 +203,14 @@ class _Handler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         self.request.settimeout(_HANDSHAKE_S)
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-        self.request = self.server.secure(self.request)
+        self.request = self.server.secure(self.request, self._peer)
         super().setup()
         self._timed = _Timed(self.connection)
         self.rfile = io.BufferedReader(self._timed)
+
+    @property
+    def _peer(self) -> str:
+        return f"{self.client_address[0]}:{self.client_address[1]}"
 
     def finish(self) -> None:
         super().finish()
@@ -246,7 +260,7 @@ class _Handler(BaseHTTPRequestHandler):
         gate = self.server.gate
         if route.keyed:
             given = [("authorization", value) for value in self.headers.get_all("authorization", ())]
-            gate.check(given, route.name, f"{self.client_address[0]}:{self.client_address[1]}", request_id)
+            gate.check(given, route.name, self._peer, request_id)
         size = self._body_size(route.verb)
         with route.admission.admitted(self._cancel) as ticket:
             self._timed.deadline = time.monotonic() + self.server.receive_s

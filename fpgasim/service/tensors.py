@@ -22,6 +22,8 @@ Array = np.ndarray[Any, Any]
 #: What a tensor may take in memory once it is unpacked, unless a caller says otherwise.
 MAX_BYTES = 256 << 20
 MAX_RANK = 32
+#: What Python has for the values of a dtype, by its kind; strings are looked at one by one.
+_PYTHON = {"i": {int}, "u": {int}, "b": {bool, int}, "f": {int, float}, "V": {int, float}}
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ def from_values(
     listed = list(values)
     if len(listed) != math.prod(sizes):
         raise InputError(f"tensor {name!r} of shape {sizes} has {len(listed)} values")
+    check_types(listed, kind.dtype, name)
     made = np.empty(len(listed), kind.dtype)
     made[:] = _elements(listed, kind, name)
     return made.reshape(sizes)
@@ -182,6 +185,15 @@ def datatype_kind(datatype: str, name: str) -> Kind:
             return kind
     known = _listed(kind.datatype for kind in KINDS if kind.datatype)
     raise InputError(f"tensor {name!r} has datatype {datatype!r}; there are {known}")
+
+
+def check_types(values: Iterable[Any], dtype: np.dtype[Any], name: str) -> None:
+    """Raises InputError for a value that JSON has and NumPy would make a number of: null, a text, 1.5 as an integer."""
+    allowed = _PYTHON.get(dtype.kind)
+    wrong = set(map(type, values)) - allowed if allowed else set()
+    if wrong:
+        there = " and ".join(sorted("null" if found is type(None) else found.__name__ for found in wrong))
+        raise InputError(f"tensor {name!r} has a value that is no {dtype}: a {there}")
 
 
 def checked_shape(shape: Sequence[int], kind: Kind, name: str, max_bytes: int) -> tuple[int, ...]:
@@ -230,7 +242,8 @@ def _elements(values: Iterable[Any], kind: Kind, name: str, *, bits: bool = Fals
         if kind.dtype.kind == "c":
             halves = np.array(listed, kind.dtype.type(0).real.dtype)
             return halves.view(kind.dtype)
-        return np.array(listed, kind.dtype)
+        with np.errstate(over="ignore"):
+            return np.array(listed, kind.dtype)
     except InputError:
         raise
     except (OverflowError, TypeError, ValueError) as error:

@@ -3,6 +3,7 @@
 import base64
 import http.client
 import json
+import re
 import socket
 import ssl
 import threading
@@ -19,6 +20,7 @@ from .calling import KEY, KEY2, WEIGHTS, Held, channel, linear_servable, made, r
 
 X = np.float32([[1, 2, 3, 4], [4, 3, 2, 1]])
 Y = (X @ WEIGHTS).tolist()
+NULL = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, None]}
 
 
 def where(server, which="rest"):
@@ -68,6 +70,7 @@ def texts():
         ({"inputs": X.tolist()}, {"outputs": Y}),
         ({"inputs": {"images": X.tolist()}, "signature_name": "serving_default"}, {"outputs": Y}),
         ({"instances": [[1, 2, 3, 4]]}, {"predictions": Y[:1]}),
+        ({"instances": [[0, 0, 0, 1e300]]}, {"predictions": [[65504.0] * 3]}),  # fp16 saturates
     ],
 )
 def test_tensorflow_servings_rows_and_columns(server, body, answer):
@@ -139,6 +142,11 @@ def test_status_and_metadata(server):
         ("/v2/models/linear/infer", {"inputs": [{"name": "x"}]}, 400, "needs a datatype"),
         ("/v2/models/linear/infer", {"inputs": [1]}, 400, "a name of its own"),
         ("/v2/models/linear/infer", {"inputs": 1}, 400, "must be a list"),
+        ("/v2/models/linear/infer", {"inputs": [NULL]}, 400, "no float32: a null"),
+        ("/v1/models/linear:predict", {"instances": [[1, 2, 3, None]]}, 400, "no number"),
+        ("/v1/models/linear:predict", {"inputs": {"x": [[1, 2, 3, None]]}}, 400, "no number"),
+        ("/v1/models/linear:classify", {"examples": [{"x": [1, 2, 3, None]}]}, 400, "no float32: a null"),
+        ("/v1/models/linear:classify", {"examples": [{"x": [1, 2, 3, "4"]}]}, 400, "no float32: a bytes"),
     ],
 )
 def test_mistakes_are_told_in_json(server, path, body, code, says):
@@ -237,7 +245,19 @@ def test_keys_and_certificates_are_those_of_grpc(tmp_path, caplog):
         time.sleep(1.05)  # files are looked at once a second
         again = ssl.create_default_context(cadata=fresh.chain.decode())
         assert ask(server, path, body, {"authorization": KEY}, context=again)[0] == 200
-    assert json.loads(caplog.messages[0])["method"] == "rest_predict"
+    audits = [json.loads(message) for message in caplog.messages]
+    assert audits[0]["method"] == "rest_predict"
+    (plain,) = (line for line in audits if line.get("reason") == "HTTP_REQUEST")  # and one for who did not trust it
+    assert (plain["event"], plain["method"]) == ("refused", "handshake")
+    assert re.fullmatch(r"127\.0\.0\.1:\d+", plain["peer"])
+
+
+def test_numbers_that_json_does_not_have_come_and_go_as_tensorflow_serving_has_them():
+    with serving(made(lambda feeds: {"out:0": feeds["in:0"]}), rest_port=0) as server:
+        body = b'{"instances": [[NaN, -Infinity], [Infinity, 1.0]]}'
+        code, _, found = ask(server, "/v1/models/echo:predict", body)
+        assert code == 200
+        assert repr(found) == "{'predictions': [[nan, -inf], [inf, 1.0]]}"
 
 
 def test_a_body_that_is_too_large_or_of_unknown_size_is_refused():

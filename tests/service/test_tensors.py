@@ -106,6 +106,10 @@ def test_numbers_of_the_open_inference_protocols_lists_are_values():
         (listed("f4", (1 << 40,), [1.0]), "larger than the"),
         (listed(object, (1 << 40,), [b"x"]), "larger than the"),
         (listed("f4", (1 << 62, 1 << 62), [1.0]), "larger than the"),
+        (listed("f4", (0, 1 << 62), []), "larger than the"),
+        (listed("f4", (1 << 62, 0), []), "larger than the"),
+        (listed(object, (1 << 40, 0), []), "larger than the"),
+        (listed(object, (300_000,), [bytes(1000)]), "strings of 302400000 bytes"),
         (listed("u1", (1,), [256]), "uint8"),
         (listed("f4", (2,), [], tensor_content=b"123"), "needs 8 bytes and has 3"),
         (listed(object, (1,), [], tensor_content=b"123"), "string_val"),
@@ -153,6 +157,24 @@ def test_what_the_wire_does_not_have_is_refused():
         tensors.to_raw(np.zeros(1, np.complex64))
     with pytest.raises(InputError, match="has 1 values"):
         tensors.from_values([1], "FP32", (2,), "image")
+
+
+@pytest.mark.parametrize(
+    ("values", "datatype", "says"),
+    [
+        ([1, None], "FP32", "no float32: a null"),
+        ([1.5, "2"], "FP64", "no float64: a str"),
+        ([True, 1], "FP16", "no float16: a bool"),
+        ([1, 2.0], "INT32", "no int32: a float"),
+        ([1, True], "UINT8", "no uint8: a bool"),
+        ([True, None], "BOOL", "no bool: a null"),
+        ([None, "1"], "BF16", "no bfloat16: a null and str"),
+        (["a", None], "BYTES", "NoneType"),
+    ],
+)
+def test_values_of_json_that_are_no_numbers_are_not_made_some(values, datatype, says):
+    with pytest.raises(InputError, match=says):
+        tensors.from_values(values, datatype, (2,), "image")
 
 
 @given(data=st.binary(max_size=60))
