@@ -75,7 +75,7 @@ def wait_options(command: Command) -> Command:
 @click.option("--pace", default="host", show_default=True, help="hardware: no sooner than the simulated engine.")
 @click.option("--tag", "tags", metavar="KEY=VALUE", multiple=True, help="A tag.")
 @click.option("--description", help="A text.")
-@click.option("--overwrite", is_flag=True, help="Delete a service of that name first.")
+@click.option("--overwrite", is_flag=True, help="Take the place of a service of that name.")
 @click.option("--edge", type=click.Path(path_type=Path), metavar="FOLDER", help="Write it there, to be copied and run.")
 @room_options
 @wait_options

@@ -25,7 +25,8 @@ _DEVICE = "device.yaml"
 @dataclass(frozen=True)
 class DeploymentConfig:
     """What a service should be. `auth_enabled` None: keys where there is TLS. `port` 0: any free ones, kept from then
-    on; else the first replica has it, the others those after it. The rest as `fpgasim serve` has it.
+    on; else the first replica has it, the others those after it. A replica that serves and says nothing of its health
+    for `unresponsive_s` is killed and started anew. The rest as `fpgasim serve` has it.
 
     Raises WebserviceException or InputError for what cannot be.
     """
@@ -46,12 +47,15 @@ class DeploymentConfig:
     pace: str = "host"
     max_concurrent: int = 4
     deadline_s: float = 60.0
+    unresponsive_s: float = 30.0
 
     def __post_init__(self) -> None:
         checked_replicas(self.num_replicas)
         for name, key in (("primary_key", self.primary_key), ("secondary_key", self.secondary_key)):
             if key is not None:
                 auth.checked_key(key, name)
+        if not self.unresponsive_s > 0:
+            raise InputError(f"unresponsive_s={self.unresponsive_s!r}; seconds above 0 would do")
         if not 0 <= self.port <= 65535 - self.num_replicas:
             raise InputError(f"port={self.port}; 0 to {65535 - self.num_replicas} would do")
 
@@ -72,6 +76,7 @@ class DeploymentConfig:
             pace=self.pace,
             max_concurrent=self.max_concurrent,
             deadline_s=self.deadline_s,
+            unresponsive_s=self.unresponsive_s,
         )
 
     @property

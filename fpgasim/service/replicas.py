@@ -1,17 +1,28 @@
-"""What this machine says to a server of its own: is it well, and which model it should serve from now on."""
+"""What this machine asks a server of its own: how it is, and to serve another model from now on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from fpgasim.errors import WebserviceException
-
-if TYPE_CHECKING:
-    from fpgasim.service.processes import ServiceConfig
+from fpgasim.service import auth
+from fpgasim.service.processes import CERTIFICATE, KEYS, ServiceConfig
 
 _ANY_SIZE = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 _MODEL_PLATFORM = "fpgasim"
+#: These say something of the moment, not of what was asked.
+_OF_THE_MOMENT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "UNKNOWN", "UNAUTHENTICATED")
+_PUSHBACK = "grpc-retry-pushback-ms"
+
+
+class NoAnswer(WebserviceException):
+    """The server could not be asked, or not now; `timed_out`: it said nothing at all in time."""
+
+    def __init__(self, text: str, timed_out: bool = False) -> None:
+        super().__init__(text)
+        self.timed_out = timed_out
 
 
 @dataclass(frozen=True)
@@ -22,6 +33,13 @@ class Address:
     port: int
     certificate: bytes | None = None
     key: str | None = None
+
+    @staticmethod
+    def of(folder: Path, config: ServiceConfig, port: int) -> Address:
+        """That of a replica of the service in `folder` that runs `config`."""
+        certificate = (folder / CERTIFICATE).read_bytes() if config.tls else None
+        key = auth.read_keys(folder / KEYS)[0] if config.auth else None
+        return Address(config.host, port, certificate, key)
 
     @property
     def target(self) -> str:
@@ -38,7 +56,7 @@ class Address:
         return grpc.secure_channel(self.target, grpc.ssl_channel_credentials(self.certificate), [*_ANY_SIZE, *name])
 
     def call(self, service: str, method: str, request: Any, response: Any, timeout_s: float) -> Any:
-        """The reply to `request`. WebserviceException says what the replica, or gRPC, says instead."""
+        """The reply to `request`. Raises WebserviceException, which is what the replica says instead, or NoAnswer."""
         import grpc
 
         metadata = [] if self.key is None else [("authorization", f"Bearer {self.key}")]
@@ -51,21 +69,29 @@ class Address:
             try:
                 return ask(request, timeout=timeout_s, metadata=metadata)
             except grpc.RpcError as error:
-                raise WebserviceException(f"{self.target} answers {error.code().name}: {error.details()}") from error
+                code, later = error.code().name, _PUSHBACK in dict(error.trailing_metadata() or ())
+                text = f"{self.target} answers {code}: {error.details()}"
+                if code in _OF_THE_MOMENT or later:
+                    raise NoAnswer(text, code == "DEADLINE_EXCEEDED") from error
+                raise WebserviceException(text) from error
+
+
+def health(address: Address, timeout_s: float) -> str:
+    """What the server says of its health: SERVING, or what it is instead. Raises WebserviceException."""
+    from grpc_health.v1 import health_pb2
+
+    request, response = health_pb2.HealthCheckRequest(), health_pb2.HealthCheckResponse
+    status = address.call("grpc.health.v1.Health", "Check", request, response, timeout_s).status
+    return str(response.ServingStatus.Name(status))
 
 
 def is_well(address: Address, timeout_s: float = 10.0) -> str | None:
     """None if the server says that it is SERVING, else what it says."""
-    from grpc_health.v1 import health_pb2
-
     try:
-        request, response = health_pb2.HealthCheckRequest(), health_pb2.HealthCheckResponse
-        status = address.call("grpc.health.v1.Health", "Check", request, response, timeout_s).status
+        said = health(address, timeout_s)
     except WebserviceException as error:
         return str(error)
-    if status == health_pb2.HealthCheckResponse.SERVING:
-        return None
-    return f"{address.target} is {health_pb2.HealthCheckResponse.ServingStatus.Name(status)}"
+    return None if said == "SERVING" else f"{address.target} is {said}"
 
 
 def load_model(address: Address, config: ServiceConfig, timeout_s: float = 600.0) -> None:

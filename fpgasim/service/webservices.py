@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 
 from fpgasim.errors import InputError, WebserviceException
-from fpgasim.service import auth, claims, deployments, processes, replicas
+from fpgasim.service import auth, claims, deployments, processes, replicas, rollout
 from fpgasim.service.claims import KIND
 from fpgasim.service.compute import AksCompute
 from fpgasim.service.deployments import DeploymentConfig, certificate_of
@@ -33,8 +33,6 @@ from fpgasim.service.workspace import Workspace
 #: Azure's rule for the names of services.
 _NAME = re.compile(r"[a-z]([-a-z0-9]{1,30}[a-z0-9])")
 _POLL_S = 0.2
-#: Servers look at their certificate's files every second.
-_FOLLOWED_S = 15.0
 
 
 class Webservice:
@@ -109,8 +107,7 @@ class Webservice:
     @property
     def ports(self) -> Sequence[int]:
         """The port of each replica; it has none (0) before its first start."""
-        status = Status.read(self.folder)
-        return [] if status is None else [replica.port for replica in status.replicas]
+        return processes.ports(self.folder)
 
     @property
     def host(self) -> str:
@@ -183,9 +180,10 @@ class Webservice:
         """The service `name` of the one model in `models`, starting; `wait_for_deployment` waits until it answers.
 
         A model is an object or its id, "name:version". No image is made, so `image_config` has no meaning here. With
-        `overwrite` a service of that name is deleted first. A service that finds too few FPGAs free is refused with the
-        names of those that hold them; with `replace` the oldest of these are stopped, with `queue` it waits. With an
-        EdgeTarget an EdgeService comes back, whose folder is to be copied. Raises WebserviceException or InputError.
+        `overwrite` it takes the place of a service of that name, which goes on if the new one is refused. One that
+        finds too few FPGAs free is refused with the names of those that hold them; with `replace` the oldest of these
+        are stopped, with `queue` it waits. With an EdgeTarget an EdgeService comes back, whose folder is to be copied.
+        Raises WebserviceException or InputError.
         """
         del image_config
         model = deployments.only(models, "models")
@@ -241,11 +239,10 @@ class Webservice:
         staged = claims.folder(workspace, f".{uuid.uuid4().hex}")
         try:
             deployments.write_service(staged, wanted.service_config(name, model), wanted, model)
-            if overwrite and claims.row(workspace, name) is not None:
-                Webservice(workspace, name).delete()
-            while others := claims.add(workspace, name, model, image, wanted, staged, replace=replace, queue=queue):
+            options = {"replace": replace, "queue": queue, "overwrite": overwrite}
+            while others := claims.add(workspace, name, model, image, wanted, staged, **options):
                 for other in others:
-                    Webservice(workspace, other)._stop()
+                    Webservice(workspace, other)._stop(claims.DELETING if other == name else claims.STOPPED)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
         service = cls(workspace, name)
@@ -282,7 +279,7 @@ class Webservice:
         """
         from fpgasim.service.client import client_from_service
 
-        if not self._addresses():
+        if not rollout.addresses(self.folder):
             state, error = self._look()
             raise WebserviceException(f"service {self.name!r} is {state}: {error}")
         with client_from_service(self) as client:
@@ -373,40 +370,15 @@ class Webservice:
         self._write(facts, uses)
         if certificate is not None:
             deployments.write_certificate(self.folder, certificate)
-        new.write(self.folder)
-        try:
-            self._apply(old, new)
-        except WebserviceException:
+        refused = rollout.apply(self.folder, new)
+        if refused is not None:
             self._write({**before, "updated_time": claims.now()}, claims.used(before))
-            dataclasses.replace(old, revision=new.revision + 1).write(self.folder)
-            self._apply(new, old)
-            self._forget(new, old)
-            raise
-        self._forget(old, new)
+            rollout.apply(self.folder, dataclasses.replace(old, revision=new.revision + 1))
+        rollout.forget_models(self.folder)
+        if refused is not None:
+            raise WebserviceException(f"service {self.name!r} stays as it was: {refused}")
         if certificate is not None and new.serve() == old.serve():
-            self._await_certificate()
-
-    def _apply(self, old: ServiceConfig, new: ServiceConfig) -> None:
-        """Brings `new` into what runs: a model while it runs, the rest by the watcher."""
-        if new.model_path != old.model_path and new.serve() == old.serve():
-            self._reload(new)
-        processes.reread(self.folder)
-
-    def _await_certificate(self) -> None:
-        """Returns when the replicas show the certificate that they were given while they run, if they do soon."""
-        end = time.monotonic() + _FOLLOWED_S
-        for address in self._addresses():
-            while replicas.is_well(address) is not None and time.monotonic() < end:
-                time.sleep(_POLL_S)
-
-    def _forget(self, former: ServiceConfig, current: ServiceConfig) -> None:
-        """Removes the files of a former model."""
-        if former.model_path != current.model_path:
-            shutil.rmtree(self.folder / former.model_path, ignore_errors=True)
-
-    def _reload(self, config: ServiceConfig) -> None:
-        for address in self._addresses():
-            replicas.load_model(address, config)
+            rollout.await_certificate(self.folder)
 
     def regen_key(self, key: str, set_key: str | None = None) -> None:
         """Exchanges the `Primary` or the `Secondary` key for `set_key`, else for a new one; the other stays in force.
@@ -437,11 +409,11 @@ class Webservice:
         self._stop()
         start_queued(self.workspace)
 
-    def _stop(self) -> None:
+    def _stop(self, phase: str = claims.STOPPED) -> None:
         with self._locked():
             self._refresh()
             processes.stop(self.folder, self._config().grace_s)
-            self._change(phase=claims.STOPPED)
+            self._change(phase=phase)
 
     def start(self, *, replace: bool = False, queue: bool = False) -> None:
         """Starts what does not run: after `stop`, or after the machine has been started anew.
@@ -458,6 +430,7 @@ class Webservice:
                 if self._facts["phase"] == claims.RUNNING:
                     break
                 others = claims.in_the_way(connection, self.num_replicas, self.name, may_wait=replace or queue)
+                self._check_ports(connection, self._facts, without=() if queue else others)
                 if not others or queue:
                     phase = claims.QUEUED if others else claims.RUNNING
                     self._put(connection, {**self._facts, "phase": phase, "since": claims.now()})
@@ -506,44 +479,27 @@ class Webservice:
         if phase == claims.QUEUED:
             with self.workspace.store.transaction() as connection:
                 return "Unschedulable", claims.no_room(connection, self.num_replicas, self.name)
-        config, status = self._config(), Status.read(self.folder)
-        if status is None or not status.watcher.alive:
-            return "Unhealthy", "its processes do not run; start() brings them back"
-        if status.revision < config.revision or not all(replica.current for replica in status.replicas):
-            return "Transitioning", "its replicas start as it was updated"
-        for i, replica in enumerate(status.replicas):
-            which = f"replica {i}: {replica.error or replica.state}"
-            if replica.state == "failed" and not replica.served:
-                return "Failed", which
-            if replica.state != "serving":
-                return "Unhealthy" if replica.served else "Transitioning", which
-        unwell = [said for address in self._addresses() if (said := replicas.is_well(address)) is not None]
-        return ("Unhealthy", unwell[0]) if unwell else ("Healthy", None)
+        return rollout.state(self.folder, self._wanted(self._config()))
 
     def _config(self) -> ServiceConfig:
         return ServiceConfig.read(self.folder)
 
-    def _addresses(self) -> Sequence[Address]:
-        """Where replicas serve now, with the key that they ask for."""
-        config, status = self._config(), Status.read(self.folder)
-        if status is None or not status.watcher.alive:
-            return []
-        certificate = (self.folder / processes.CERTIFICATE).read_bytes() if config.tls else None
-        key = self.get_keys()[0] if config.auth else None
-        serving = [replica.port for replica in status.replicas if replica.state == "serving"]
-        return [Address(config.host, port, certificate, key) for port in serving]
-
     def _launch_if_due(self) -> None:
-        """Starts the watcher if the service holds its FPGAs and none runs."""
-        status = Status.read(self.folder)
-        if self._facts["phase"] != claims.RUNNING or (status is not None and status.watcher.alive):
+        """Starts what does not run, if the service holds its FPGAs: the watcher, or replicas that it has given up."""
+        if self._facts["phase"] != claims.RUNNING:
             return
-        config = self._config()
-        model, _, version = self.model_id.rpartition(":")
-        wanted = dataclasses.replace(config, model=model, model_version=int(version), replicas=self.num_replicas)
-        if wanted != config:  # an update was cut short
+        config, status = self._config(), Status.read(self.folder)
+        wanted = self._wanted(config)
+        given_up = status is not None and any(replica.state == "failed" for replica in status.replicas)
+        if wanted != config or given_up:  # an update was cut short, or all is to be tried again
             dataclasses.replace(wanted, revision=config.revision + 1).write(self.folder)
-        processes.launch(self.folder)
+        if not processes.reread(self.folder):
+            processes.launch(self.folder)
+
+    def _wanted(self, config: ServiceConfig) -> ServiceConfig:
+        """`config` as the workspace has the service; an update that is cut short may leave another."""
+        model, _, version = self.model_id.rpartition(":")
+        return dataclasses.replace(config, model=model, model_version=int(version), replicas=self.num_replicas)
 
     def _change(self, **facts: Any) -> None:
         change_item(self.workspace, KIND, self.name, self.version, facts)
@@ -555,8 +511,16 @@ class Webservice:
             more = facts["replicas"] - self._facts["replicas"]
             if self._facts["phase"] == claims.RUNNING and more > 0 and more > claims.free(connection):
                 raise WebserviceException(claims.no_room(connection, more, self.name))
+            if self._facts["phase"] != claims.STOPPED:
+                self._check_ports(connection, facts)
             self._put(connection, facts, uses)
         self._refresh()
+
+    def _check_ports(
+        self, connection: sqlite3.Connection, facts: Mapping[str, Any], without: Sequence[str] = ()
+    ) -> None:
+        ports = claims.fixed_ports(facts)
+        claims.check_ports(self.workspace, connection, self.name, facts["host"], ports, without)
 
     def _put(self, connection: sqlite3.Connection, facts: dict[str, Any], uses: claims.Uses | None = None) -> None:
         this = (KIND, self.name, self.version)

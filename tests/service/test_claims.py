@@ -140,6 +140,45 @@ def test_a_name_is_taken_once_unless_it_is_overwritten(workspace, model, launche
     assert second.get_keys() != keys
 
 
+def test_a_service_is_overwritten_only_by_one_that_gets_its_fpgas(workspace, model, launched):
+    one = deploy(workspace, "one", model)
+    two = deploy(workspace, "two", model)
+    with pytest.raises(WebserviceException, match=r"'one' needs 2 FPGAs and 0 of 2 are free: .* service 'two' holds 1"):
+        deploy(workspace, "one", model, 2, overwrite=True)
+    assert Webservice(workspace, "one").version == 1
+    assert ServiceConfig.read(one.folder).replicas == 1
+    deploy(workspace, "one", model, overwrite=True)  # its own is enough
+    two.stop()
+    assert deploy(workspace, "one", model, 2, overwrite=True).version == 3
+    with pytest.raises(WebserviceException, match="service 'one' holds 2"):
+        two.start()
+
+
+def test_a_port_is_of_one_service_at_a_time(workspace, model, launched, monkeypatch):
+    monkeypatch.setenv("FPGASIM_FPGAS", "3")
+
+    def at(name, port, host="127.0.0.1", **options):
+        config = DeploymentConfig(port=port, host=host)
+        return Webservice.deploy_from_model(workspace, name, [model], deployment_config=config, **options)
+
+    one = at("one", 7001)
+    for host in ("127.0.0.1", "0.0.0.0"):
+        with pytest.raises(WebserviceException, match="'two' cannot have port 7001, which is that of service 'one'"):
+            at("two", 7001, host)
+    two = at("two", 7001, "127.0.0.2")
+    two.delete()
+    two = at("two", 7002)
+    two.stop()
+    one.update(num_replicas=2)
+    with pytest.raises(WebserviceException, match="'two' cannot have port 7002, which is that of service 'one'"):
+        two.start()
+    at("one", 7001, overwrite=True)
+    two.start()
+    with pytest.raises(WebserviceException, match="'one' cannot have port 7002, which is that of service 'two'"):
+        one.update(num_replicas=2)
+    assert Webservice(workspace, "one").num_replicas == 1
+
+
 @pytest.mark.parametrize("name", ["a", "ab", "A-b-c", "1abc", "abc-", "a" * 33, "a/b", "../abc", "", None])
 def test_names_that_no_service_can_have_are_refused(workspace, model, launched, name):
     with pytest.raises(InputError, match="of a service must be 3 to 32"):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -125,6 +126,52 @@ def test_a_model_that_cannot_be_served_fails_once_and_says_why(workspace, tmp_pa
     service.update(models=[registered(workspace, tmp_path)])
     service.wait_for_deployment(timeout_sec=PATIENCE_S)
     assert (service.run(X) == answer(1.0)).all()
+
+
+@pytest.mark.slow
+def test_an_update_reaches_replicas_that_start_that_are_down_and_a_hung_one_is_started_again(workspace, tmp_path):
+    first, second = registered(workspace, tmp_path), registered(workspace, tmp_path, 2.0)
+    service = Webservice.deploy_from_model(
+        workspace, "svc", [first], deployment_config=DeploymentConfig(unresponsive_s=6.0)
+    )
+    service.update(models=[second])  # it is starting
+    service.wait_for_deployment(timeout_sec=PATIENCE_S)
+    assert (service.run(X) == answer(2.0)).all()
+
+    Status.read(service.folder).replicas[0].process.signal(signal.SIGKILL)
+    service.update(models=[first])  # it is down, or about to be started
+    service.wait_for_deployment(timeout_sec=PATIENCE_S)
+    assert (service.run(X) == answer(1.0)).all()
+    assert [path.name for path in (service.folder / "models" / "linear").iterdir()] == ["1"]
+
+    hung = Status.read(service.folder).replicas[0].process
+    hung.signal(signal.SIGSTOP)
+    ended(hung)
+    service.update(models=[second], tags={"a": "b"})
+    assert until(lambda: service.state == "Healthy")
+    assert (service.run(X) == answer(2.0)).all()
+    assert "replica 0 is killed: it did not answer for 6 s" in service.get_logs()
+
+
+@pytest.mark.slow
+def test_a_port_that_another_has_is_given_up_with_the_reason_and_had_later(workspace, tmp_path, monkeypatch):
+    fewer = "import sys; from fpgasim.service import watcher; watcher.MOST_STARTS = 2; watcher.main()"
+
+    def launch(folder):
+        subprocess.run([sys.executable, "-c", fewer, folder], check=True)
+
+    monkeypatch.setattr(processes, "launch", launch)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        service = Webservice.deploy_from_model(
+            workspace, "svc", [registered(workspace, tmp_path)], deployment_config=DeploymentConfig(port=port)
+        )
+        says = rf"'svc' is Failed: replica 0: port {port} of .* cannot be had; .*; given up after 2 starts"
+        with pytest.raises(WebserviceException, match=says):
+            service.wait_for_deployment(timeout_sec=PATIENCE_S)
+    service.start()
+    service.wait_for_deployment(timeout_sec=PATIENCE_S)
+    assert (service.port, service.run(X).tolist()) == (port, answer(1.0).tolist())
 
 
 def until(holds):
