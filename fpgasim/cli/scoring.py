@@ -55,6 +55,7 @@ def score(
 
     Other users of this machine see --key in the list of processes; FPGASIM_AUTH_KEY does not show.
     """
+    from fpgasim.errors import CallError
     from fpgasim.service import PredictionClient
     from fpgasim.service.calls import picture_input
 
@@ -78,7 +79,13 @@ def score(
         client_certificate=own,
         replicas=replicas,
     ) as client:
-        reply = client.predict(fed, list(outputs), timeout)
+        try:
+            reply = client.predict(fed, list(outputs), timeout)
+        except CallError as error:
+            if error.code == "UNAVAILABLE" and not (tls or ca) and _speaks_tls(error.target):
+                told = (error.target, error.code, error.details, error.request_id, error.attempts)
+                raise CallError(*told, "it speaks TLS: --tls, or --ca FILE, would do") from error
+            raise
     if json_:
         click.echo(to_json(_facts(reply, top)))
         return
@@ -90,6 +97,14 @@ def score(
             from fpgasim.report.runs import value_range
 
             show(f"{name}: {array.dtype} {array.shape}{value_range(array)}")
+
+
+def _speaks_tls(target: str) -> bool:
+    """Whether the server that a call went to, the first of several, answers in TLS."""
+    from fpgasim.service.tls import speaks_tls
+
+    host, _, port = target.partition(", ")[0].rpartition(":")
+    return speaks_tls(host.strip("[]"), int(port))
 
 
 def _facts(reply: Reply, top: int) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import datetime
 import ipaddress
 import logging
 import os
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Sequence
@@ -150,6 +152,20 @@ def self_signed(hosts: Sequence[str] = ("localhost", "127.0.0.1"), days: int = 3
     chain = builder.sign(key, hashes.SHA256()).public_bytes(forms.Encoding.PEM)
     private = key.private_bytes(forms.Encoding.PEM, forms.PrivateFormat.PKCS8, forms.NoEncryption())
     return Certificate(chain, private)
+
+
+def speaks_tls(host: str, port: int, timeout_s: float = 2.0) -> bool:
+    """Whether whoever listens there answers in TLS, whatever its certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])  # without, gRPC hangs up
+    try:
+        with socket.create_connection((host, port), timeout_s) as line, context.wrap_socket(line, server_hostname=host):
+            return True
+    except ssl.SSLError as error:
+        return "ALERT" in (error.reason or "")  # it refuses us, in TLS
+    except OSError:
+        return False
 
 
 def _host(host: str) -> Any:

@@ -15,9 +15,11 @@ import pytest
 from click.testing import CliRunner
 
 from fpgasim.cli import main
-from fpgasim.service import auth
+from fpgasim.cli.inputs import checkpoint_of
+from fpgasim.service import auth, servable
 
 from .calling import KEY, KEY2, WEIGHTS, arrays, bearer, health, linear, request, status, stub
+from .small import picture, strings
 
 X = np.float32([[1, 2, 3, 4]])
 LINE = re.compile(r"SERVING (\S+) on 127\.0\.0\.1:(\d+) \(([^)]*)\)(.*)\n")
@@ -145,6 +147,18 @@ def status_of(predict, key):
     return "OK"
 
 
+@pytest.mark.slow
+def test_pretrained_weights_are_those_of_this_machine(tmp_path):
+    data = picture(size=(60, 50), format="JPEG")
+    with serve(tmp_path, "efficientnet_lite0", "--weights", "pretrained", "--format", "msfp16") as server:
+        with opened(server) as line:
+            scores = arrays(stub(line, "Predict")(request(images=strings(data))))["output_alias"]
+        assert server.errors() == ""  # and so nothing of random ones
+    weights = checkpoint_of("efficientnet_lite0", "pretrained")
+    trained = servable("efficientnet_lite0", weights=weights, format="msfp16")
+    np.testing.assert_array_equal(scores, trained.run({"images": strings(data)}).outputs["output_alias"])
+
+
 @pytest.mark.parametrize(
     ("options", "code", "says"),
     [
@@ -159,6 +173,8 @@ def status_of(predict, key):
         (["MODEL", "--host", "192.0.2.1"], 14, "of 192.0.2.1 cannot be had"),
         (["MODEL", "--name", "a b"], 4, "'a b'"),
         (["MODEL", "--device", "none"], 4, "no device 'none'"),
+        (["MODEL", "--max-batch", "0"], 4, "max_batch=0; at least 1 would do"),
+        (["MODEL", "--weights", "pretrained"], 7, "no trained weights of"),
     ],
 )
 def test_what_it_cannot_do_is_one_line_and_an_exit_code(tmp_path, model, monkeypatch, options, code, says):
