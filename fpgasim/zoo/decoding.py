@@ -1,4 +1,4 @@
-"""Pictures as pixels: all that Pillow reads, or JPEG, PNG and GIF bit for bit as TensorFlow's decoders give them.
+"""Pictures as pixels: what Pillow reads of KINDS, or JPEG, PNG and GIF bit for bit as TensorFlow's decoders give them.
 
 EXIF is ignored, orientation included, as the networks' own evaluations do. Greyscale, palette and CMYK pictures are
 converted to RGB; an alpha channel is dropped. Of an animation the first frame is taken.
@@ -23,6 +23,10 @@ Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
 #: More pixels than this, decoded or after resizing, are refused (Pillow's own limit for a suspected bomb).
 MAX_PIXELS = 89_478_485
+#: Encoded pictures with a longer side are refused, JPEG's own limit: each row has its price in decoders and resizers.
+MAX_SIDE = 65_535
+#: What Pillow may decode: no format that a program from outside reads, as Ghostscript does PostScript, and none rare.
+KINDS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 
 _JPEG, _PNG, _GIF = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8"
 #: The chunk that ends a PNG; Pillow does without, libpng does not.
@@ -45,7 +49,7 @@ def to_pillow(image: Picture) -> "Image":
     with _reading(name):
         if isinstance(image, PIL.Image.Image):
             return _to_rgb(image, name)
-        with PIL.Image.open(io.BytesIO(_read(image, name))) as picture:
+        with PIL.Image.open(io.BytesIO(_read(image, name)), formats=KINDS) as picture:
             return _to_rgb(picture, name)
 
 
@@ -80,6 +84,13 @@ def check_pixels(size: tuple[int, int], name: str) -> None:
         raise ImageError(f"image {name} makes {size[0]}x{size[1]} pixels; at most {MAX_PIXELS} are taken")
 
 
+def _check_size(size: tuple[int, int], name: str) -> None:
+    """Raises ImageError for what is not to be decoded; `size` is (width, height)."""
+    if max(size) > MAX_SIDE:
+        raise ImageError(f"image {name} has {size[0]}x{size[1]} pixels; at most {MAX_SIDE} a side are taken")
+    check_pixels(size, name)
+
+
 def name_of(image: object) -> str:
     """What an error calls the picture: its path, or what it is."""
     match image:
@@ -103,7 +114,7 @@ def _reading(name: str) -> Iterator[None]:
     except ImageError:
         raise
     except PIL.UnidentifiedImageError as error:
-        raise ImageError(f"image {name} is none that Pillow can read; give a JPEG or PNG") from error
+        raise ImageError(f"image {name} is none of {', '.join(KINDS)}; give a JPEG or PNG") from error
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise ImageError(f"image {name} has too many pixels; at most {MAX_PIXELS} are taken") from error
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over
@@ -128,7 +139,7 @@ def _checked(pixels: np.ndarray[Any, Any], name: str) -> Pixels:
 
 
 def _to_rgb(picture: "Image", name: str) -> "Image":
-    check_pixels(picture.size, name)
+    _check_size(picture.size, name)
     if picture.mode[0] in "IF":
         raise ImageError(f"image {name} has mode {picture.mode!r}, more than 8 bits a channel; save it with 8")
     # A palette goes by way of RGBA, since it may hold transparency as bytes.
@@ -141,7 +152,7 @@ def _decode_jpeg(data: bytes, name: str) -> Pixels:
     if data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):  # no end of image after the last start of scan
         raise ImageError(f"image {name} cannot be read: it is cut short; give a picture such as a JPEG or PNG")
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    check_pixels((width, height), name)
+    _check_size((width, height), name)
     inks = colours in ("CMYK", "YCCK")
     wanted = "CMYK" if inks else "RGB"
     header, rest = _segments(data)
@@ -181,7 +192,7 @@ def _decode_png_or_gif(data: bytes, name: str) -> Pixels:
     if data.startswith(_PNG) and _IEND not in data:
         raise ImageError(f"image {name} cannot be read: it is cut short; give a picture such as a JPEG or PNG")
     with PIL.Image.open(io.BytesIO(data), formats=("PNG", "GIF")) as picture:
-        check_pixels(picture.size, name)
+        _check_size(picture.size, name)
         if picture.mode[0] == "I":  # grey of 16 bits; Pillow itself cuts colours of 16
             return np.repeat((np.asarray(picture)[:, :, None] >> 8).astype(np.uint8), 3, axis=2)
         if picture.format == "GIF" and "transparency" in picture.info:

@@ -133,15 +133,28 @@ def test_a_jpeg_cut_anywhere_is_refused(tmp_path):
     path = tmp_path / "cut.jpg"
     for length in range(0, len(whole) - 64, 97):
         path.write_bytes(whole[:length])
-        with pytest.raises(ImageError, match=r"cut\.jpg' (is empty|is none that Pillow can read|cannot be read)"):
+        with pytest.raises(ImageError, match=r"cut\.jpg' (is empty|is none of JPEG|cannot be read)"):
             fs.zoo.preprocess(WHOLE, path)
+
+
+def test_postscript_is_not_given_to_ghostscript():
+    with pytest.raises(ImageError, match="is none of JPEG, PNG, GIF, BMP, WEBP, TIFF, PPM"):
+        fs.zoo.preprocess(WHOLE, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+
+
+@pytest.mark.parametrize("size", [(65_536, 1), (1, 65_536)])
+def test_a_picture_with_a_side_too_long_is_refused_before_it_is_decoded(size):
+    data = encoded(PIL.Image.new("1", size), "PNG")
+    for preprocessing in (WHOLE, "resnet50_slim"):
+        with pytest.raises(ImageError, match=f"has {size[0]}x{size[1]} pixels; at most 65535 a side"):
+            fs.zoo.preprocess(preprocessing, data)
 
 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
         (b"", r"image of 0 bytes is empty"),
-        (b"no picture at all", "image of 17 bytes is none that Pillow can read; give a JPEG or PNG"),
+        (b"no picture at all", "image of 17 bytes is none of JPEG, PNG, GIF, BMP, WEBP, TIFF, PPM; give a JPEG or PNG"),
         (3.5, "image of type float; give a path"),
         (np.zeros((4, 4, 3), np.float32), "array of float32 .4, 4, 3.; an array must be uint8"),
         (np.zeros((3, 4, 4), np.uint8), "array of uint8 .3, 4, 4."),
