@@ -333,8 +333,10 @@ def _size(data: bytes) -> tuple[int, int]:
     """Width and height of a picture by its header; (0, 0) without one: decoding says what is wrong with it."""
     import PIL.Image
 
+    from fpgasim.zoo.decoding import KINDS
+
     try:
-        with PIL.Image.open(io.BytesIO(data)) as picture:
+        with PIL.Image.open(io.BytesIO(data), formats=KINDS) as picture:
             return picture.size
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
         return 0, 0

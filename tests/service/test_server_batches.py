@@ -148,6 +148,16 @@ def test_pixels_count_all_together():
         model.run({"images": strings(*[picture(size=(10, 20))] * 5)})
 
 
+def test_no_decoder_but_those_of_usual_pictures_looks_at_the_bytes_of_a_caller(monkeypatch):
+    asked = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.EpsImageFile._open", lambda self: asked.append(self))
+    model = pictures()
+    model.limits = Limits(max_pixels=600)
+    with pytest.raises(ImageError, match="picture 0 of the batch"):
+        model.run({"images": strings(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")})
+    assert not asked
+
+
 def test_a_server_gives_its_limits_to_what_it_serves():
     model = pictures()
     model.limits = Limits(max_batch=1)
