@@ -186,10 +186,9 @@ class Image:
         config = image_config or ImageConfiguration()
         if not isinstance(config, ImageConfiguration):
             raise InputError(f"image_config={config!r}; AccelContainerImage.image_configuration makes one")
-        with workspace.store.writing(), tempfile.TemporaryDirectory(dir=workspace.root) as scratch:
+        with workspace.store.writing(), workspace.store.scratch() as scratch:
             packed = [
-                _layer(workspace, what, entries, Path(scratch))
-                for what, entries in image_runtime.layers(model, config.root)
+                _layer(workspace, what, entries, scratch) for what, entries in image_runtime.layers(model, config.root)
             ]
             facts, contents = _image(workspace, model, config, packed)
             with workspace.store.transaction() as connection:
@@ -243,6 +242,8 @@ class Image:
             if path.suffix != ".tar":
                 self.workspace.store.copy_out(contents, path)
                 return path
+            if not path.parent.is_dir():
+                raise WebserviceException(f"there is no folder {str(path.parent)!r}; one that is there would do")
             files = {
                 content.path: self.workspace.store.path_of(content)
                 for content in contents
@@ -259,8 +260,8 @@ class Image:
 
     def verify(self) -> oci.Verified:
         """What is in it, once every hash is right; ServiceError or WorkspaceError names what is not."""
-        with tempfile.TemporaryDirectory(dir=self.workspace.root) as scratch:
-            return oci.verify(self.export(Path(scratch, "image")))
+        with self.workspace.store.scratch() as scratch:
+            return oci.verify(self.export(scratch / "image"))
 
     def run(self, port: int = 0, *, timeout_s: float = 120.0, options: Sequence[str] = ()) -> RunningImage:
         """Serves what is in the image on this machine, with this process's fpgasim instead of the image's.
@@ -270,7 +271,8 @@ class Image:
         does not come up.
         """
         (model,) = self.models
-        command = [sys.executable, "-m", "fpgasim", "serve", *image_runtime.arguments(model, str(model.path))]
+        served = image_runtime.arguments(model, str(model.path))
+        command = [sys.executable, "-m", "fpgasim.service.tied", str(os.getpid()), "serve", *served]
         return RunningImage.start([*command, "--port", str(port), *options], self.id, timeout_s)
 
     def delete(self) -> None:
@@ -306,7 +308,7 @@ class Image:
 
 @dataclass
 class RunningImage:
-    """A server of an image: `address` is where it answers, until `stop` or the end of a with-block."""
+    """A server of an image: `address` is where it answers, until `stop`, the end of a with-block or of this process."""
 
     process: subprocess.Popen[str]
     address: str
@@ -444,6 +446,8 @@ def _image(
 
 def _rows(workspace: Workspace, name: str | None) -> list[sqlite3.Row]:
     query = "SELECT * FROM items WHERE kind = ?"
+    if not isinstance(name, str | None):
+        raise InputError(f"name={name!r}; a text would do")
     if name is None:
         return workspace.store.read(f"{query} ORDER BY name, version DESC", KIND)
     return workspace.store.read(f"{query} AND name = ? ORDER BY version DESC", KIND, name)

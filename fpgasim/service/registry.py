@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9\-._]{0,254}")
 KIND = "model"
 #: No version is beyond what SQLite can hold.
 _LAST = 2**63 - 1
+_LONGEST_NUMBER = 1000
 #: Endings of files that hold all of a model, so that one of them in a folder is what the folder is for.
 SELF_CONTAINED = (".zip", ".fpgaplan")
-Filter = Sequence[str | Sequence[str]] | Mapping[str, str]
+Filter = str | Sequence[str | Sequence[str]] | Mapping[str, str]
 Facts = Mapping[str, Any]
 Changes = Facts | Callable[[Facts], Facts]
 #: One item.
@@ -309,6 +310,8 @@ def _rows(workspace: Workspace, name: str | None, version: int | None) -> list[s
     query, values = "SELECT * FROM items WHERE kind = ?", [KIND]
     if name is not None:
         query, values = f"{query} AND name = ?", [*values, name]
+    if not isinstance(name, str | None):
+        raise InputError(f"name={name!r}; a text would do")
     if isinstance(version, bool) or not isinstance(version, int | None):
         raise InputError(f"version={version!r} must be a whole number")
     if (name is not None and not _NAME.fullmatch(name)) or (version is not None and version > _LAST):
@@ -324,20 +327,31 @@ def _matches(row: sqlite3.Row, tags: Filter | None, properties: Filter | None) -
 
 
 def has(found: Mapping[str, str], wanted: Filter | None) -> bool:
-    """Whether `found` has all that is wanted: keys, or keys with their values."""
-    pairs = list(wanted.items()) if isinstance(wanted, Mapping) else list(wanted or ())
-    for pair in pairs:
-        key, *value = (pair,) if isinstance(pair, str) else pair
-        if key not in found or (value and found[key] != str(value[0])):
-            return False
-    return True
+    """Whether `found` has all that is wanted: a key, keys, or keys with their values. InputError for anything else."""
+    return all(key in found and (not value or found[key] == str(value[0])) for key, *value in _pairs(wanted))
+
+
+def _pairs(wanted: Filter | None) -> Iterator[Sequence[Any]]:
+    """(key,) or (key, value) of all that is wanted; InputError for what means neither."""
+    if isinstance(wanted, Mapping):
+        yield from wanted.items()
+        return
+    if wanted is not None and not isinstance(wanted, Iterable):
+        raise InputError(
+            f"tags or properties {wanted!r}; a key, a list of keys and (key, value), or a mapping would do"
+        )
+    for pair in (wanted,) if isinstance(wanted, str) else wanted or ():
+        made = (pair,) if isinstance(pair, str) else pair
+        if not isinstance(made, Sequence) or len(made) not in (1, 2) or not isinstance(made[0], str):
+            raise InputError(f"tags or properties hold {pair!r}; a key or (key, value) would do")
+        yield made
 
 
 def parse_id(id: str) -> tuple[str, int]:
     """Name and version of "name:version"; InputError for anything else."""
-    name, _, number = id.rpartition(":")
-    if not name or not number.isdecimal():
-        raise InputError(f"id={id!r} must be name:version")
+    name, _, number = id.rpartition(":") if isinstance(id, str) else ("", "", "")
+    if not name or not number.isascii() or not number.isdecimal() or len(number) > _LONGEST_NUMBER:
+        raise InputError(f"id={str(id)[:300]!r} must be name:version")
     return name, int(number)
 
 

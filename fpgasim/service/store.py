@@ -3,6 +3,7 @@
     registry.db     facts; one transaction for everything that belongs together (write-ahead log, synced)
     files/ab/abcd…  contents by SHA-256, never changed
     incoming/       contents that are being written
+    scratch/        folders of processes that make something of contents
 
 A file is whole and on disk before a transaction speaks of it, so whatever a process that is killed leaves behind is at
 worst a content that nobody speaks of; `sweep` removes those. Writers hold `lock` shared, `sweep` holds it alone.
@@ -19,8 +20,10 @@ import fcntl
 import hashlib
 import io
 import os
+import shutil
 import sqlite3
 import stat
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
@@ -121,6 +124,29 @@ class Store:
         """Within it nobody else writes contents, and nobody else is alone."""
         with self._locked(fcntl.LOCK_EX):
             yield
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A new folder on the store's disk, gone at the end; what processes that were killed have left goes as well."""
+        base = self.root / "scratch"
+        try:
+            base.mkdir(exist_ok=True)
+            lock = os.open(base, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise self._unusable(error) from error
+        try:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for left in base.iterdir():
+                    shutil.rmtree(left, ignore_errors=True)
+            fcntl.flock(lock, fcntl.LOCK_SH)  # from here on nobody takes what is made for left
+            made = Path(tempfile.mkdtemp(dir=base))
+            try:
+                yield made
+            finally:
+                shutil.rmtree(made, ignore_errors=True)
+        finally:
+            os.close(lock)
 
     def put(self, source: str | os.PathLike[str]) -> list[Content]:
         """The contents of a file (one, by its name) or a folder (all below it, sorted), kept by their hashes.

@@ -119,6 +119,8 @@ def test_an_exported_image_is_sound_and_serves_its_model_as_nobody(create, tmp_p
     assert stat.S_IMODE((tmp_path / "system/usr/local/bin/fpgasim").stat().st_mode) == 0o755
     with pytest.raises(WebserviceException, match="already"):
         made.export(tmp_path / "image.tar")
+    with pytest.raises(WebserviceException, match="there is no folder"):
+        made.export(tmp_path / "nowhere" / "image.tar")
 
 
 def test_the_dockerfile_adds_the_layers_of_the_exported_folder(create, tmp_path):

@@ -269,3 +269,20 @@ def test_a_thousand_versions_by_eight_writers_of_which_some_are_killed(workspace
 def test_without_the_extra_mlflows_registry_says_what_is_missing():
     with pytest.raises(ModuleNotFoundError, match=r"needs the package 'mlflow'; pip install 'fpgasim\[mlflow\]'"):
         MlflowRegistry("sqlite:///mlflow.db")
+
+
+def test_questions_that_mean_nothing_are_told_so_in_one_line(workspace, tmp_path):
+    (tmp_path / "file.onnx").write_bytes(b"x")
+    Model.register(workspace, tmp_path / "file.onnx", "net", tags={"area": "vision"})
+    assert [model.id for model in Model.list(workspace, tags="area")] == ["net:1"]
+    for ask, says in (
+        (lambda: Model(workspace, 5), "name=5; a text would do"),
+        (lambda: Model.list(workspace, name=5), "name=5; a text would do"),
+        (lambda: Model(workspace, id=5), "id='5' must be name:version"),
+        (lambda: Model(workspace, id="net:" + "9" * 5000), "must be name:version"),
+        (lambda: Model.list(workspace, tags=5), "tags or properties 5; a key, a list of keys"),
+        (lambda: Model.list(workspace, tags=[5]), r"hold 5; a key or \(key, value\) would do"),
+        (lambda: Model.list(workspace, tags=[[]]), r"hold \[\]; a key or \(key, value\) would do"),
+    ):
+        with pytest.raises(InputError, match=says):
+            ask()

@@ -511,3 +511,19 @@ def test_what_sqlite_raises_is_ours(workspace):
         workspace.store.read("SELECT * FROM nowhere")
     with pytest.raises(WorkspaceError, match="items has 4 columns"), workspace.store.transaction() as connection:
         connection.execute("INSERT INTO items VALUES (1)")
+
+
+def test_scratch_is_gone_at_its_end_and_after_a_kill_with_the_next(tmp_path):
+    store = Store(tmp_path)
+    with store.scratch() as made:
+        (made / "file").write_text("text")
+        with Store(tmp_path).scratch() as other:
+            assert made.exists()
+            assert other.parent == made.parent
+    assert list(made.parent.iterdir()) == []
+    made.mkdir()  # as a process leaves it that is killed
+    (made / "file").write_text("text")
+    with store.scratch() as other:
+        assert list(made.parent.iterdir()) == [other]
+    with pytest.raises(FileNotFoundError, match="own"), store.scratch():
+        raise FileNotFoundError("its own error")
