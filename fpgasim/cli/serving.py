@@ -59,6 +59,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--model-root", type=click.Path(path_type=Path), metavar="FOLDER", help="Load models from here by a call."
 )
+@click.option("--reload-key", metavar="KEY", envvar="FPGASIM_RELOAD_KEY", help="Such calls need this key instead.")
 @click.option("--audit-log", type=_FILE, metavar="FILE", help="A line for every refused key; default: standard error.")
 def serve(
     model: str,
@@ -92,6 +93,7 @@ def serve(
     both_names: bool,
     no_reflection: bool,
     model_root: Path | None,
+    reload_key: str | None,
     audit_log: Path | None,
 ) -> None:
     """Serve MODEL, a network's name, an ONNX file, a plan or a service_def.zip, to clients of TensorFlow Serving.
@@ -136,6 +138,7 @@ def serve(
         reflection=not no_reflection,
         service=service,
         model_root=model_root,
+        reload_key=reload_key,
     )
 
     def load(source: str | Path, name: str | None, version: int = 1, **weights: Any) -> Servable:

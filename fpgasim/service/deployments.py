@@ -184,13 +184,3 @@ def texts(given: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in given.items()
         if value is not None
     }
-
-
-def has_all(given: Mapping[str, str], wanted: Any) -> bool:
-    """Whether `given` has every key, or key and value, of `wanted`: a mapping, or a list of keys and pairs."""
-    pairs = list(wanted.items()) if isinstance(wanted, Mapping) else list(wanted or ())
-    for pair in pairs:
-        key, *value = (pair,) if isinstance(pair, str) else pair
-        if key not in given or (value and given[key] != str(value[0])):
-            return False
-    return True

@@ -55,14 +55,14 @@ class Gate:
         return time.monotonic() - self._refused_at
 
     @contextlib.contextmanager
-    def passed(self, method: str, context: Any, *, keyed: bool = True) -> Iterator[None]:
-        """The frame of a gRPC call: an id in its initial metadata, its errors as statuses."""
+    def passed(self, method: str, context: Any, *, keyed: bool = True, keys: Opens | None = None) -> Iterator[None]:
+        """The frame of a gRPC call: an id in its initial metadata, its errors as statuses. `keys` are other ones."""
         request_id, start, code = new_request_id(), time.perf_counter(), "OK"
         self.metrics.in_flight.inc()
         try:
             context.send_initial_metadata((("request_id", request_id),))
             if keyed:
-                self.check(context.invocation_metadata(), method, context.peer(), request_id)
+                self.check(context.invocation_metadata(), method, context.peer(), request_id, keys)
             yield
         except grpc.RpcError:  # the caller, or a limit, has ended the call
             code = "CANCELLED"
@@ -77,10 +77,11 @@ class Gate:
             self.metrics.in_flight.dec()
             self.metrics.answered(method, code, time.perf_counter() - start)
 
-    def check(self, metadata: Any, method: str, peer: str, request_id: str) -> None:
+    def check(self, metadata: Any, method: str, peer: str, request_id: str, keys: Opens | None = None) -> None:
         """Raises Refusal: UNAUTHENTICATED, with a line in the audit log, for a call without a key that opens, and
         UNAVAILABLE once closed."""
-        if self._keys is not None and not self._keys.opens(metadata):
+        keys = keys or self._keys
+        if keys is not None and not keys.opens(metadata):
             auth.audit("refused", method=method, peer=peer, request_id=request_id)
             raise Refusal("UNAUTHENTICATED", "no key, or a wrong one; authorization: Bearer KEY would do")
         if self._closed:
@@ -88,15 +89,20 @@ class Gate:
             raise Refusal("UNAVAILABLE", "the server is shutting down; another one would do", _CLOSED_PUSHBACK_MS)
 
 
-def unary(gate: Gate, admission: Admission, service: str, methods: Methods, *, keyed: bool = True) -> Handlers:
-    """The handlers of `methods` of a `service` of the wire, which take their places in `admission`."""
+def unary(
+    gate: Gate, admission: Admission, service: str, methods: Methods, *, keyed: bool = True, keys: Opens | None = None
+) -> Handlers:
+    """The handlers of `methods` of a `service` of the wire, which take their places in `admission`.
+
+    `keys` open them instead of those of the gate.
+    """
     messages = wire.methods(service)
 
     def behavior(method: str) -> Callable[[Iterator[bytes], Any], bytes]:
         parse, answer = messages[method][0].FromString, methods[method]
 
         def run(requests: Iterator[bytes], context: Any) -> bytes:
-            with gate.passed(method, context, keyed=keyed), admission.admitted(context.cancel) as ticket:
+            with gate.passed(method, context, keyed=keyed, keys=keys), admission.admitted(context.cancel) as ticket:
                 request = _message(requests, ticket, parse, method)
                 left = context.time_remaining()
                 deadline = deadline_after(left if left < _FOREVER_S else None, gate.deadline_s)

@@ -68,7 +68,7 @@ class ServiceConfig:
         texts = [
             "--service", self.name, "--device", self.device, "--format", self.format, "--pace", self.pace,
             "--max-concurrent", str(self.max_concurrent), "--deadline", str(self.deadline_s),
-            "--grace", str(self.grace_s), "--model-root", MODELS,
+            "--grace", str(self.grace_s),
         ]  # fmt: skip
         if self.tls:
             texts += ["--tls-cert", CERTIFICATE, "--tls-key", PRIVATE_KEY]
@@ -80,7 +80,7 @@ class ServiceConfig:
 
     def command(self) -> list[str]:
         """All that `fpgasim serve` is told but the port. Two configurations that differ in it need other servers."""
-        return [*self.served_model(), "--host", self.host, *self.serve()]
+        return [*self.served_model(), "--host", self.host, "--model-root", MODELS, *self.serve()]
 
     @staticmethod
     def read(folder: Path) -> ServiceConfig:

@@ -94,6 +94,20 @@ def is_well(address: Address, timeout_s: float = 10.0) -> str | None:
     return None if said == "SERVING" else f"{address.target} is {said}"
 
 
+def takes_key(address: Address, timeout_s: float = 10.0) -> bool:
+    """Whether the server lets in who has the key of `address`."""
+    from fpgasim.service import wire
+
+    request, response = wire.methods(wire.MODEL_SERVICE)["GetModelStatus"]
+    try:
+        address.call(wire.MODEL_SERVICE, "GetModelStatus", request(), response, timeout_s)
+    except NoAnswer:
+        return False
+    except WebserviceException:  # let in, and refused for another reason
+        return True
+    return True
+
+
 def load_model(address: Address, config: ServiceConfig, timeout_s: float = 600.0) -> None:
     """Makes the server serve the model of `config` and no other, with no call lost. Raises WebserviceException."""
     from fpgasim.service import wire

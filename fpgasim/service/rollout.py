@@ -75,6 +75,14 @@ def forget_models(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def await_key(folder: Path) -> None:
+    """Returns when the replicas take the primary key that they were given while they run, if they do soon."""
+    end = time.monotonic() + _FOLLOWED_S
+    for address in addresses(folder):
+        while address.key is not None and not replicas.takes_key(address) and time.monotonic() < end:
+            time.sleep(_POLL_S)
+
+
 def await_certificate(folder: Path) -> None:
     """Returns when the replicas show the certificate that they were given while they run, if they do soon."""
     end = time.monotonic() + _FOLLOWED_S

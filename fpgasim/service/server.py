@@ -57,7 +57,7 @@ class ServerConfig:
     `deadline_s` after its message came at the latest, whatever its caller allows; what it computes ends soon after.
     `pace` is the engine's, `both_names` answers under aliases and tensor names at once. `service` is another name for
     the whole, as the route header of Azure's clients says it. Models may be loaded by a call
-    (HandleReloadConfigRequest) from under `model_root` alone.
+    (HandleReloadConfigRequest) from under `model_root` alone, and with a `reload_key` only by who has that.
     """
 
     host: str = "127.0.0.1"
@@ -81,6 +81,7 @@ class ServerConfig:
     reflection: bool = True
     service: str | None = None
     model_root: Path | None = None
+    reload_key: str | None = None
 
     def __post_init__(self) -> None:
         for name, low in _LOWEST.items():
@@ -268,6 +269,7 @@ class Server:
         prediction = prediction_service(self._host)
         inference = inference_service(self._host)
         models = model_service(self._host, self._reload)
+        reload_keys = None if self.config.reload_key is None else auth.Keys(self.config.reload_key)
         heavy, alive = {"Predict", "Classify", "ModelInfer"}, {"ServerLive", "ServerReady"}
         table: dict[str, Any] = {}
         for service, methods in (
@@ -276,7 +278,9 @@ class Server:
             (wire.INFERENCE_SERVICE, inference),
         ):
             for name, answer in methods.items():
-                if name in alive:
+                if name == "HandleReloadConfigRequest":
+                    table |= unary(gate, light, service, {name: answer}, keys=reload_keys)
+                elif name in alive:
                     table |= unary(gate, self._health_calls, service, {name: answer}, keyed=False)
                 else:
                     table |= unary(gate, self._calls if name in heavy else light, service, {name: answer})

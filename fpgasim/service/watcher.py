@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from fpgasim.errors import STATUS, FpgasimError, ServiceError, WebserviceException
-from fpgasim.service import replicas
+from fpgasim.service import auth, replicas
 from fpgasim.service.processes import (
     KILL_AFTER_S,
     LOG,
@@ -66,6 +66,8 @@ _UNANSWERED = 3
 _READY = re.compile(r"SERVING .* on .*:(\d+) \(")
 #: The environment must not let in keys that the service does not have.
 _OWN_KEYS = ("FPGASIM_AUTH_KEY", "FPGASIM_AUTH_KEY2")
+#: Lets in who makes a replica load a model: the watcher alone has it.
+_RELOAD_KEY = "FPGASIM_RELOAD_KEY"
 
 
 @dataclass(eq=False)
@@ -109,6 +111,7 @@ class _Watcher:
         before = Status.read(folder)
         self._ports = [] if before is None else [replica.port for replica in before.replicas]
         self._config = ServiceConfig.read(folder)
+        self._reload_key = auth.make_key()
         self._refused: str | None = None
         self._replicas: list[_Replica] = []
         self._leaving: list[_Replica] = []
@@ -262,6 +265,7 @@ class _Watcher:
         config = self._config
         command = [sys.executable, "-u", "-m", "fpgasim.service.tied", str(os.getpid()), "serve"]
         environment = {key: value for key, value in os.environ.items() if key not in _OWN_KEYS}
+        environment[_RELOAD_KEY] = self._reload_key
         replica.child = subprocess.Popen(
             [*command, *config.command(), "--port", str(replica.port)],
             cwd=self._folder,
@@ -300,7 +304,10 @@ class _Watcher:
                 if self._config.model_path == config.model_path:
                     self._refused = str(error)
 
-        self._in_thread(replica, lambda: replicas.load_model(self._address(replica, runs), config), loaded)
+        def load() -> None:
+            replicas.load_model(dataclasses.replace(self._address(replica, runs), key=self._reload_key), config)
+
+        self._in_thread(replica, load, loaded)
 
     def _ask(self, replica: _Replica) -> None:
         """Asks `replica` how it is; whatever it says, it is not hung."""

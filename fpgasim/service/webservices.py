@@ -12,7 +12,6 @@ import re
 import shutil
 import sqlite3
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +25,7 @@ from fpgasim.service.compute import AksCompute
 from fpgasim.service.deployments import DeploymentConfig, certificate_of
 from fpgasim.service.edge import EdgeTarget
 from fpgasim.service.processes import ServiceConfig, Status
-from fpgasim.service.registry import Model, add_item, change_item, delete_item, next_version
+from fpgasim.service.registry import Filter, Model, add_item, change_item, delete_item, has, next_version
 from fpgasim.service.replicas import Address
 from fpgasim.service.workspace import Workspace
 
@@ -145,8 +144,8 @@ class Webservice:
         image_name: str | None = None,
         model_name: str | None = None,
         model_id: str | None = None,
-        tags: Mapping[str, str] | Sequence[str | Sequence[str]] | None = None,
-        properties: Mapping[str, str] | Sequence[str | Sequence[str]] | None = None,
+        tags: Filter | None = None,
+        properties: Filter | None = None,
     ) -> list[Self]:
         """The services of `workspace` by name; only those of this image or model, and with all these tags, if given."""
         found = []
@@ -159,8 +158,8 @@ class Webservice:
             if (image_name is None or (service.image_id or "").rpartition(":")[0] == image_name)
             and (model_name is None or service.model_id.rpartition(":")[0] == model_name)
             and (model_id is None or service.model_id == model_id)
-            and deployments.has_all(service.tags, tags)
-            and deployments.has_all(service.properties, properties)
+            and has(service.tags, tags)
+            and has(service.properties, properties)
         ]
 
     @classmethod
@@ -236,15 +235,14 @@ class Webservice:
         if target is not None and target.certificate is not None and wanted.certificate is None:
             wanted = dataclasses.replace(wanted, certificate=target.certificate)
         claims.check_total(wanted.num_replicas, name)
-        staged = claims.folder(workspace, f".{uuid.uuid4().hex}")
-        try:
+        claims.folder(workspace, name).parent.mkdir(exist_ok=True)
+        with workspace.store.scratch() as scratch:
+            staged = scratch / name
             deployments.write_service(staged, wanted.service_config(name, model), wanted, model)
             options = {"replace": replace, "queue": queue, "overwrite": overwrite}
             while others := claims.add(workspace, name, model, image, wanted, staged, **options):
                 for other in others:
                     Webservice(workspace, other)._stop(claims.DELETING if other == name else claims.STOPPED)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
         service = cls(workspace, name)
         with service._locked():
             service._launch_if_due()
@@ -383,7 +381,8 @@ class Webservice:
     def regen_key(self, key: str, set_key: str | None = None) -> None:
         """Exchanges the `Primary` or the `Secondary` key for `set_key`, else for a new one; the other stays in force.
 
-        Replicas take it at once, and no call is dropped. Raises InputError for another name or a key that cannot be.
+        When this returns the replicas have it, and no call was dropped. Raises InputError for another name or a key
+        that cannot be.
         """
         name = str(key).lower()
         if name not in ("primary", "secondary"):
@@ -394,6 +393,7 @@ class Webservice:
             pair = (made, secondary) if name == "primary" else (primary, made)
             auth.write_keys(self.folder / processes.KEYS, *pair)
             processes.reread(self.folder)
+            rollout.await_key(self.folder)
 
     def get_keys(self) -> tuple[str, str]:
         """The primary and the secondary key; the service asks for one of them if `auth_enabled`."""
@@ -476,7 +476,10 @@ class Webservice:
             return "Deleting", "its processes end"
         if phase == claims.STOPPED:
             return "Stopped", "start() brings it back"
-        if phase == claims.QUEUED:
+        if phase == claims.QUEUED:  # who should have started it may have been killed, or there are more FPGAs by now
+            start_queued(self.workspace)
+            self._refresh()
+        if self._facts["phase"] == claims.QUEUED:
             with self.workspace.store.transaction() as connection:
                 return "Unschedulable", claims.no_room(connection, self.num_replicas, self.name)
         return rollout.state(self.folder, self._wanted(self._config()))

@@ -93,6 +93,15 @@ def test_a_queue_is_served_in_order_as_fpgas_become_free(workspace, model, launc
     assert launched[-1] == "one"
 
 
+def test_who_looks_at_a_queued_service_starts_it_if_there_are_fpgas_by_now(workspace, model, launched, monkeypatch):
+    deploy(workspace, "one", model, 2)
+    two = deploy(workspace, "two", model, queue=True)
+    assert two.state == "Unschedulable"
+    monkeypatch.setenv("FPGASIM_FPGAS", "3")
+    assert two.state == "Unhealthy"  # nothing runs in this test
+    assert launched == ["one", "two"]
+
+
 def test_more_replicas_need_more_fpgas(workspace, model, launched):
     one = deploy(workspace, "one", model)
     deploy(workspace, "two", model)
@@ -227,6 +236,7 @@ def test_services_are_listed_by_tags_and_models(workspace, model, launched):
 
     assert found(tags={"area": "vision"}) == found(tags=["n"]) == found(tags=[["n", 1]]) == ["one"]
     assert found(model_name="other") == found(model_id="other:1") == ["two"]
+    assert found(tags="n") == ["one"]
     assert found(tags={"n": "2"}) == found(image_name="img") == []
     one = Webservice(workspace, "one")
     one.update(tags={"new": "tag"}, properties={"p": "q"})

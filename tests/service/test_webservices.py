@@ -1,5 +1,6 @@
 """Services that run: what they answer; models, keys and TLS exchanged under way; folders that run elsewhere."""
 
+import dataclasses
 import json
 import os
 import re
@@ -25,6 +26,8 @@ from fpgasim.service import (
     Webservice,
     client_from_service,
     processes,
+    replicas,
+    rollout,
     tls,
 )
 from fpgasim.service.servables import servable
@@ -124,6 +127,11 @@ def test_models_keys_and_certificates_are_exchanged_under_load_with_no_call_lost
     service.wait_for_deployment(timeout_sec=PATIENCE_S)
     assert (service.model_id, service.run(X).tolist()) == ("linear:2", answer(2.0).tolist())
     junk.delete()
+    ours = rollout.addresses(service.folder)[0]  # with a key: not even who has one chooses what is served
+    for caller in (ours, dataclasses.replace(ours, key=None)):
+        with pytest.raises(replicas.NoAnswer, match="UNAUTHENTICATED"):
+            replicas.load_model(caller, processes.ServiceConfig("svc", "linear", 2))
+    assert service.state == "Healthy"
 
 
 def test_a_running_service_goes_over_to_tls_with_keys_at_its_port_and_back(workspace, tmp_path):
