@@ -440,10 +440,13 @@ def rows_operand(codes: Array, exponents: Int16Array, fmt: BlockFormat, channels
 
 @functools.cache
 def element_table(fmt: BlockFormat) -> tuple[Array | None, int]:
-    """The mantissa of each code of small floats, None where codes are mantissas; and the fraction bits of mantissas."""
+    """The mantissa of each code of small floats, None where codes are mantissas; and the fraction bits of mantissas.
+
+    Codes beyond the largest element, which no tensor holds, have its mantissa.
+    """
     if not fmt.is_float:
         return None, 0 if fmt.is_fp32 else fmt.fraction_bits
-    values = element_values(fmt)
+    values = np.clip(element_values(fmt), -fmt.element_max, fmt.element_max)
     fraction_bits = fmt.mantissa_bits - fmt.element_emin
     largest = fmt.element_max * 2.0**fraction_bits
     if largest >= 1 << 15:

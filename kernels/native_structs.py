@@ -12,7 +12,7 @@ import numpy as np
 from fpgasim.kernels._native import ffi
 from fpgasim.kernels.contract import Array
 from fpgasim.numerics import NAN_EXPONENT, BlockFormat
-from fpgasim.numerics.scalar import encode_element
+from fpgasim.numerics.scalar import largest_code
 from fpgasim.numerics.tensors import code_dtype
 
 
@@ -61,7 +61,7 @@ def format_struct(fmt: BlockFormat, code_bytes: int | None = None) -> Any:
         "element_exponent_bits": fmt.element_exponent_bits,
         "element_emin": fmt.element_emin if fmt.is_float else 0,
         "element_emax": fmt.element_emax,
-        "max_code": encode_element(fmt.element_max, 0, fmt, "floor") if fmt.is_float else fmt.max_code,
+        "max_code": largest_code(fmt),
         "exponent_low": low,
         "exponent_high": high,
         "exponent_above": NAN_EXPONENT if fmt.exponent_bits == 8 else high,

@@ -12,7 +12,7 @@ import numpy as np
 from fpgasim.kernels import numba_vectors as vectors
 from fpgasim.kernels.numba_sums import POWERS, ZERO
 from fpgasim.numerics import NAN_EXPONENT, ROUNDINGS, BlockFormat
-from fpgasim.numerics.scalar import encode_element
+from fpgasim.numerics.scalar import largest_code
 
 EVEN, NEAREST, FLOOR, STOCHASTIC = range(len(ROUNDINGS))
 CHUNK = vectors.CHUNK
@@ -28,12 +28,10 @@ def form_of(fmt: BlockFormat) -> tuple[int, ...]:
     (block, mantissa_bits, element_exponent_bits, emin, emax, max_code, low, high, above): the last three are the range
     of the shared exponent, and what it becomes above that.
     """
-    emin, largest = 0, fmt.max_code
-    if fmt.is_float:
-        emin, largest = fmt.element_emin, encode_element(fmt.element_max, 0, fmt, "floor")
+    emin = fmt.element_emin if fmt.is_float else 0
     low, high = fmt.exponent_range
     above = NAN_EXPONENT if fmt.exponent_bits == 8 else high
-    element = fmt.mantissa_bits, fmt.element_exponent_bits, emin, fmt.element_emax, largest
+    element = fmt.mantissa_bits, fmt.element_exponent_bits, emin, fmt.element_emax, largest_code(fmt)
     return (fmt.block, *element, low, high, above)
 
 

@@ -14,6 +14,7 @@ Sources: Rouhani et al., arXiv 2310.10537, Algorithm 1; OCP MX v1.0, 6.3.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -94,6 +95,12 @@ def encode_element(x: float, s: int, fmt: BlockFormat, rounding: Rounding, bits:
     normal = digits >> m  # 1, or 0 for a subnormal element
     magnitude = (p - emin + normal << m) + (digits - (normal << m))
     return magnitude | (negative << fmt.element_bits - 1)
+
+
+@functools.lru_cache(256)
+def largest_code(fmt: BlockFormat) -> int:
+    """The code of the largest magnitude: a mantissa, or the bit pattern of `element_max`, without its sign bit."""
+    return encode_element(fmt.element_max, 0, fmt, "floor") if fmt.is_float else fmt.max_code
 
 
 def _floor_log2(v: Fraction) -> int:

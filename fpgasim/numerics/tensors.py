@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fpgasim.errors import FormatError, InputError
 from fpgasim.numerics.formats import NAN_EXPONENT, BlockFormat, get_format
-from fpgasim.numerics.scalar import decode_element
+from fpgasim.numerics.scalar import decode_element, largest_code
 
 Array = npt.NDArray[Any]
 Float32Array = npt.NDArray[np.float32]
@@ -48,6 +48,15 @@ def _within(what: str, values: Array, low: int, high: int, fmt: BlockFormat) -> 
         raise FormatError(f"{what} {wrong} is not one of {fmt.name}; {low} to {high} would do")
 
 
+def _within_floats(codes: Array, fmt: BlockFormat) -> None:
+    """Raises FormatError for the first bit pattern of no number of `fmt`: of a NaN, or of one beyond the largest."""
+    sign, largest = 1 << fmt.element_bits - 1, largest_code(fmt)
+    magnitudes = codes & np.uint8(0xFF ^ sign)
+    if magnitudes.max() > largest:
+        raise FormatError(f"code {codes[magnitudes > largest][0]} is not one of {fmt.name}; "
+                          f"0 to {largest} and {sign} to {sign + largest} would do")  # fmt: skip
+
+
 @dataclass(frozen=True, eq=False)
 class BlockTensor:
     """A tensor in a block format.
@@ -78,8 +87,10 @@ class BlockTensor:
             raise InputError(f"exponents of shape {self.exponents.shape} do not fit; {tuple(blocks)} would")
         fmt = self.format
         if self.codes.size and not fmt.is_fp32:
-            low, high = (0, (1 << fmt.element_bits) - 1) if fmt.is_float else (-fmt.max_code, fmt.max_code)
-            _within("code", self.codes, low, high, fmt)
+            if fmt.is_float:
+                _within_floats(self.codes, fmt)
+            else:
+                _within("code", self.codes, -fmt.max_code, fmt.max_code, fmt)
             _within("exponent", self.exponents[self.exponents != NAN_EXPONENT], *fmt.exponent_range, fmt)
 
     @property
@@ -136,7 +147,7 @@ class BlockTensor:
         """The tensor of `shape` whose `pack()` gave `data`.
 
         Raises InputError for a shape or an axis that is none and for the wrong number of bytes, FormatError for a
-        mantissa that the format never uses.
+        mantissa or a bit pattern that the format never uses.
         """
         if not isinstance(shape, tuple | list) or not all(isinstance(n, int | np.integer) and n >= 0 for n in shape):
             raise InputError(f"shape={shape!r} is no shape; whole numbers from 0 up would do")

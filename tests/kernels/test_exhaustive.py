@@ -8,6 +8,7 @@ import pytest
 
 from fpgasim.kernels import Backend, Operand, operand, pointwise as unit
 from fpgasim.numerics import CATALOGUE, BlockFormat, BlockTensor
+from fpgasim.numerics.scalar import largest_code
 from fpgasim.numerics.tensors import code_dtype, element_values
 
 SMALL = ("mxfp4_e2m1", "mxfp6_e2m3", "mxfp6_e3m2", "msfp11", "msfp12", "msfp13", "bw_1s5e2m", "bw_1s5e3m", "bw_1s5e5m")
@@ -32,6 +33,27 @@ def test_the_product_of_any_two_codes_is_that_of_their_values(kernels: Backend, 
         values = a.dequantize().astype(float) * b.dequantize().astype(float).T
         products = kernels.matmul(operand(a), operand(b), accumulator, "khwc", 1)
         assert (products == values).all()  # of at most 14 bits
+
+
+@pytest.mark.parametrize(
+    "fmt",
+    [
+        BlockFormat(f"e{e}m{m} to {largest}", m, 8, 8, element_exponent_bits=e, element_max=largest)
+        for e, m, largest in (
+            (2, 5, 3.5), (2, 5, 4.0), (2, 1, 1.0), (3, 4, 0.5), (3, 4, 15.5), (4, 3, 448.0), (5, 2, 2.0)
+        )
+    ],
+    ids=lambda f: f.name,
+)  # fmt: skip
+def test_a_format_cut_off_anywhere_multiplies_the_values_of_its_codes(kernels: Backend, fmt: BlockFormat) -> None:
+    codes = np.arange(largest_code(fmt) + 1, dtype=np.uint8)
+    codes = np.concatenate([codes, codes | 1 << fmt.element_bits - 1])
+    rows = np.zeros((len(codes), fmt.block), np.uint8)
+    rows[:, 2] = codes
+    x = BlockTensor(rows, np.zeros((len(codes), 1), np.int16), fmt, 1)
+    values = x.dequantize()[:, 2].astype(float)
+    products = kernels.matmul(operand(x), operand(x), "fp32", "khwc", 1)
+    assert (products == values[:, None] * values).all()
 
 
 def every_quotient(fmt: BlockFormat) -> Any:

@@ -11,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 import fpgasim as fs
 from fpgasim.errors import FormatError, InputError
 from fpgasim.numerics import CATALOGUE, NAN_EXPONENT, ROUNDINGS, WHOLE, BlockFormat, BlockTensor
+from fpgasim.numerics.scalar import largest_code
 
 Quantize = Callable[..., Any]
 FORMATS = [f for f in CATALOGUE.values() if not f.is_fp32]
@@ -73,7 +74,8 @@ def test_packing_and_unpacking_returns_the_tensor(fmt: BlockFormat, axis: int) -
     if small.exponent_bits == 8:
         exponents.flat[1] = NAN_EXPONENT
     if small.is_float:
-        codes = rng.integers(0, 1 << small.element_bits, shape).astype(np.uint8)
+        sign = rng.integers(0, 2, shape) << small.element_bits - 1
+        codes = (rng.integers(0, largest_code(small), shape, endpoint=True) | sign).astype(np.uint8)
     else:
         kind = np.int8 if small.mantissa_bits <= 7 else np.int16
         codes = rng.integers(-small.max_code, small.max_code, shape, endpoint=True).astype(kind)
@@ -179,7 +181,7 @@ SMALL = {"codes": np.ones((2, 20), np.uint8), "exponents": np.zeros((2, 1), np.i
         ({"codes": np.ones((2, 20), np.int16)}, InputError, "codes of msfp12 have dtype int16"),
         ({"codes": np.full((2, 20), 8, np.int8)}, FormatError, "code 8 is not one of msfp12; -7 to 7 would do"),
         ({"codes": np.full((2, 20), -8, np.int8)}, FormatError, "code -8 is not one of msfp12"),
-        (SMALL | {"codes": np.full((2, 20), 200, np.uint8)}, FormatError, "code 200 is not one of mxfp4_e2m1; 0 to 15"),
+        (SMALL | {"codes": np.full((2, 20), 200, np.uint8)}, FormatError, "code 200 is not one of mxfp4_e2m1; 0 to 7"),
         ({"codes": np.int8(1)}, InputError, "codes is a scalar"),
         ({"axis": 9}, InputError, r"axis=9 is not an axis of codes with shape (2, 20); -2 to 1 are"),
         ({"axis": 1.0}, InputError, "axis=1.0 is not an axis"),
@@ -198,6 +200,32 @@ def test_a_tensor_of_ones_own_may_hold_whatever_its_format_has() -> None:
         tensor = BlockTensor(np.full((2, 20), code, np.int8), exponents, "msfp12", -1)  # type: ignore[arg-type]
         assert tensor.format is CATALOGUE["msfp12"]
     assert BlockTensor(np.full((2, 20), 15, np.uint8), exponents[:, :1], CATALOGUE["mxfp4_e2m1"], 1).shape == (2, 20)
+
+
+CUT = BlockFormat("cut", 5, 8, 32, element_exponent_bits=2, element_max=3.5)
+
+
+@pytest.mark.parametrize(
+    ("fmt", "largest"),
+    [(CATALOGUE["mxfp8_e4m3"], 0x7E), (CATALOGUE["mxfp8_e5m2"], 0x7B), (CATALOGUE["mxfp6_e2m3"], 0x1F), (CUT, 0x58)],
+    ids=lambda v: getattr(v, "name", v),
+)
+def test_bit_patterns_of_no_number_are_refused(fmt: BlockFormat, largest: int) -> None:
+    sign, exponents = 1 << fmt.element_bits - 1, np.zeros((1, 1), np.int16)
+    for code in range(256):
+        codes = np.zeros((1, 20), np.uint8)
+        codes[0, 7] = code
+        if code & ~sign <= largest:
+            value = BlockTensor(codes, exponents, fmt, 1).dequantize()[0, 7]
+            assert abs(value) <= fmt.element_max
+            continue
+        message = f"code {code} is not one of {fmt.name}; 0 to {largest} and {sign} to {sign + largest} would do"
+        with pytest.raises(FormatError, match=message):
+            BlockTensor(codes, exponents, fmt, 1)
+        if code < 2 * sign:
+            data = (127 | code << 8).to_bytes(2, "little")
+            with pytest.raises(FormatError, match=message):
+                BlockTensor.unpack(data[: -(-(8 + fmt.element_bits) // 8)], fmt.with_block(1), (1, 1))
 
 
 @pytest.mark.parametrize(
