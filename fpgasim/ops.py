@@ -39,7 +39,7 @@ def num_threads(threads: int | None = None) -> int:
     name, value = "threads", cast(Any, threads)
     if value is None:
         text = os.environ.get("FPGASIM_NUM_THREADS") or str(len(os.sched_getaffinity(0)))
-        name, value = "FPGASIM_NUM_THREADS", int(text) if text.strip().isdecimal() else text
+        name, value = "FPGASIM_NUM_THREADS", int(text) if text.strip().isdecimal() and len(text) < 20 else text
     if not _is_whole(value, 1) or value > MAX_THREADS:
         raise InputError(f"{name}={value!r} is no thread count; a whole number from 1 to {MAX_THREADS} would do")
     return int(value)

@@ -274,6 +274,9 @@ def test_a_bad_thread_count_is_named(value: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("FPGASIM_NUM_THREADS", "many")
     with pytest.raises(InputError, match="FPGASIM_NUM_THREADS='many' is no thread count"):
         num_threads()
+    monkeypatch.setenv("FPGASIM_NUM_THREADS", "1" * 5000)  # more digits than int takes
+    with pytest.raises(InputError, match="FPGASIM_NUM_THREADS='1111"):
+        num_threads()
 
 
 BAD = [
