@@ -22,6 +22,7 @@ from fpgasim.kernels.contract import (
     rows_operand,
 )
 from fpgasim.numerics import NAN_EXPONENT, BlockFormat, BlockTensor, Rounding, get_format, get_rounding
+from fpgasim.numerics.float_state import ieee
 from fpgasim.numerics.tensors import checked_axis
 
 Float32Array = npt.NDArray[np.float32]
@@ -45,6 +46,7 @@ def num_threads(threads: int | None = None) -> int:
     return int(value)
 
 
+@ieee
 def quantize(
     x: npt.ArrayLike, format: str | BlockFormat, axis: int = -1, rounding: str = "even", *, seed: int = 0
 ) -> BlockTensor:
@@ -85,6 +87,7 @@ def _quantize_axis(
     return backend().quantize_across(shaped, fmt, rounding, seed, as_rows)
 
 
+@ieee
 def conv2d(
     x: npt.ArrayLike | BlockTensor,
     w: npt.ArrayLike | BlockTensor,

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fpgasim.errors import FormatError, InputError
+from fpgasim.numerics.float_state import ieee
 from fpgasim.numerics.formats import NAN_EXPONENT, BlockFormat, get_format
 from fpgasim.numerics.scalar import decode_element, largest_code
 
@@ -105,6 +106,7 @@ class BlockTensor:
             codes = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, padding)])
         return np.ascontiguousarray(codes), np.ascontiguousarray(exponents)
 
+    @ieee
     def dequantize(self) -> Float32Array:
         """The values as float32, exactly; NaN blocks are NaN.
 

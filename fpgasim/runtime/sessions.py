@@ -20,6 +20,7 @@ from fpgasim.errors import InputError
 from fpgasim.graph import Tensor
 from fpgasim.kernels import Backend, backend
 from fpgasim.npu.segment import Packed
+from fpgasim.numerics.float_state import ieee
 from fpgasim.ops import num_threads
 from fpgasim.placement import Plan, Segment
 from fpgasim.placement.timing import Timing
@@ -33,6 +34,7 @@ Array = npt.NDArray[Any]
 SHAPES_KEPT = 8
 
 
+@ieee
 def compile(plan: Plan, kernels: str | Backend | None = None) -> Session:
     """The Session of `plan`: weights packed for the engine, CPU pieces loaded into ONNX Runtime.
 
@@ -126,6 +128,7 @@ class Session:
         self._run(feeds, None, taken)
         return taken
 
+    @ieee
     def _run(
         self,
         feeds: Mapping[str, npt.ArrayLike],
