@@ -33,13 +33,21 @@ class LayerSpeed:
     macs: int
     rate: float
     rate_fp32: float
-    rate_int8: float
+    rate_int8: float | None
 
 
 def measure_layers(
-    graph: Graph, device: Device, numbers: Numbers, kernels: Backend, threads: int = 1, rounds: int = 5
+    graph: Graph,
+    device: Device,
+    numbers: Numbers,
+    kernels: Backend,
+    threads: int = 1,
+    rounds: int = 5,
+    int8: bool = True,
 ) -> Iterator[LayerSpeed]:
     """The speed of each shape among the convolutions and products of the bound `graph`, in their order.
+
+    Without `int8`, that of ONNX Runtime's int8 is None.
 
     Raises FpgasimError where backends differ in a bit on a corner of the image.
     """
@@ -49,11 +57,12 @@ def measure_layers(
         contenders = {
             "ours": our_layer(layer, numbers, kernels, threads)[0],
             "fp32": on_onnx_runtime(layer_model(layer, int8=False), feeds, threads),
-            "int8": on_onnx_runtime(layer_model(layer, int8=True), feeds, threads),
         }
+        if int8:
+            contenders["int8"] = on_onnx_runtime(layer_model(layer, int8=True), feeds, threads)
         seconds = medians(contenders, rounds, threads)
         rates = {name: layer.macs / s for name, s in seconds.items()}
-        yield LayerSpeed(_text(layer), count, layer.macs, rates["ours"], rates["fp32"], rates["int8"])
+        yield LayerSpeed(_text(layer), count, layer.macs, rates["ours"], rates["fp32"], rates.get("int8"))
 
 
 def check_layer(layer: Layer, numbers: Numbers) -> None:

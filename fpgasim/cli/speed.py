@@ -50,7 +50,7 @@ def bench(
         plan = fpgasim.partition(graph, device, format_, objective="coverage", accumulator=accumulator)
         rows = []
         if layers:
-            rows = list(measure_layers(plan.graph, plan.device, plan.numbers, chosen, threads, rounds))
+            rows = list(measure_layers(plan.graph, plan.device, plan.numbers, chosen, threads, rounds, int8))
         network = measure_network(plan, kernels, threads, rounds, int8)
         report[model] = {"network": dataclasses.asdict(network), "layers": [dataclasses.asdict(row) for row in rows]}
         if not json_:
@@ -89,18 +89,18 @@ def _text(
         + ", ".join(f"{kind} {milliseconds(s)} ms" for kind, s in sorted(network.profile.items(), key=lambda i: -i[1])),
     ]
     if rows:
+        peers = ("fp32",) if int8 is None else ("fp32", "int8")
         parts += [
             "",
             table(
-                ("layer", ">count", ">MAC/s", ">of peak", ">times fp32", ">times int8"),
+                ("layer", ">count", ">MAC/s", ">of peak", *(f">times {name}" for name in peers)),
                 [
                     (
                         row.shape,
                         row.count,
                         scaled(row.rate, ""),
                         of_peak(row.rate),
-                        f"{row.rate / row.rate_fp32:.2f}",
-                        f"{row.rate / row.rate_int8:.2f}",
+                        *(f"{row.rate / getattr(row, f'rate_{name}'):.2f}" for name in peers),
                     )
                     for row in rows
                 ],

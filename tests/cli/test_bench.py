@@ -39,6 +39,15 @@ def test_bench_as_json_has_every_figure(fpgasim, model):
     assert all(min(layer["rate"], layer["rate_fp32"], layer["rate_int8"]) > 0 for layer in layers)
 
 
+def test_bench_leaves_int8_out(fpgasim, model):
+    options = ("--rounds", 1, "--no-int8")
+    text = fpgasim("bench", model, *options).stdout
+    assert [words for words in ("times fp32", "times int8", "onnxruntime int8") if words in text] == ["times fp32"]
+    report = json.loads(fpgasim("bench", model, *options, "--json").stdout)[str(model)]
+    assert report["network"]["seconds_int8"] is None
+    assert [layer["rate_int8"] for layer in report["layers"]] == [None, None]
+
+
 class Wrong(Reference):
     """Differs from the reference in one number of each layer."""
 
