@@ -2,6 +2,7 @@
 
 import errno
 import json
+import subprocess
 import sys
 import threading
 import zipfile
@@ -334,6 +335,32 @@ def test_a_full_disk_fails_the_conversion_and_registers_nothing(workspace, class
     assert "cannot be kept" in str(operation.error)
     assert "No space left on device" in str(operation.error)
     assert [model.id for model in Model.list(workspace)] == ["classifier:1"]
+
+
+#: Ends while the result is being registered, with all of it written but the end of the transaction.
+ENDS = """
+import sys, threading
+from fpgasim.service import AccelOnnxConverter, registry
+from fpgasim.service.workspace import Workspace
+
+begun, add_item = threading.Event(), registry.add_item
+
+def slow(*arguments):
+    add_item(*arguments)
+    begun.set()
+    threading.Event().wait()
+
+registry.add_item = slow
+AccelOnnxConverter.convert_model(Workspace.open(sys.argv[1]), "classifier:1", "features", "probabilities")
+begun.wait()
+"""
+
+
+def test_a_process_that_ends_during_a_conversion_leaves_nothing_registered(workspace, classifier):
+    subprocess.run([sys.executable, "-c", ENDS, workspace.root], check=True, timeout=120)
+    assert [model.id for model in Model.list(workspace)] == ["classifier:1"]
+    assert AccelOnnxConverter.history(workspace) == []
+    assert converted(workspace, classifier, "features", "probabilities").result.id == "classifier.accelonnx:1"
 
 
 def test_a_model_is_a_model_or_an_id_of_this_workspace(workspace, classifier, tmp_path):
