@@ -297,6 +297,7 @@ class _Watcher:
                 replica.served_as = replica.runs.command()
                 self._note(f"replica {replica.index} serves {config.model_path}")
             elif isinstance(error, replicas.NoAnswer):
+                replica.loads = _MOST_ASKED if error.timed_out else replica.loads
                 replica.load_due = now + _ASK_AGAIN_S
                 self._note(f"replica {replica.index} cannot be asked to load {config.model_path}: {error}")
             else:

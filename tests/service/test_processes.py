@@ -155,12 +155,7 @@ def test_an_update_reaches_replicas_that_start_that_are_down_and_a_hung_one_is_s
 
 @pytest.mark.slow
 def test_a_port_that_another_has_is_given_up_with_the_reason_and_had_later(workspace, tmp_path, monkeypatch):
-    fewer = "import sys; from fpgasim.service import watcher; watcher.MOST_STARTS = 2; watcher.main()"
-
-    def launch(folder):
-        subprocess.run([sys.executable, "-c", fewer, folder], check=True)
-
-    monkeypatch.setattr(processes, "launch", launch)
+    change_the_watcher(monkeypatch, "watcher.MOST_STARTS = 2")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         service = Webservice.deploy_from_model(
@@ -172,6 +167,46 @@ def test_a_port_that_another_has_is_given_up_with_the_reason_and_had_later(works
     service.start()
     service.wait_for_deployment(timeout_sec=PATIENCE_S)
     assert (service.port, service.run(X).tolist()) == (port, answer(1.0).tolist())
+
+
+@pytest.mark.slow
+def test_a_replica_that_cannot_be_asked_starts_anew_and_an_overwritten_one_ends(workspace, tmp_path, monkeypatch):
+    change_the_watcher(
+        monkeypatch,
+        """
+def nobody(address, config):
+    raise replicas.NoAnswer("nobody is there")
+
+replicas.load_model, watcher._ASK_AGAIN_S = nobody, 0.01
+""",
+    )
+    first, second = registered(workspace, tmp_path), registered(workspace, tmp_path, 2.0)
+    service = Webservice.deploy_from_model(workspace, "svc", [first])
+    service.wait_for_deployment(timeout_sec=PATIENCE_S)
+    service.update(models=[second])
+    service.wait_for_deployment(timeout_sec=PATIENCE_S)
+    assert (service.run(X) == answer(2.0)).all()
+    assert service.get_logs().count("nobody is there") == 5
+
+    former = running(service)
+    with pytest.raises(WebserviceException, match="needs 5 FPGAs, one for each replica, and there are 4"):
+        Webservice.deploy_from_model(
+            workspace, "svc", [first], deployment_config=DeploymentConfig(num_replicas=5), overwrite=True
+        )
+    assert (service.run(X) == answer(2.0)).all()
+    successor = Webservice.deploy_from_model(workspace, "svc", [first], overwrite=True)
+    assert not any(process.alive for process in former)
+    successor.wait_for_deployment(timeout_sec=PATIENCE_S)
+    assert (successor.run(X) == answer(1.0)).all()
+    assert len(running(successor)) == 2
+
+
+def change_the_watcher(monkeypatch, code):
+    """From here on watchers run `code` before they begin."""
+    code = f"from fpgasim.service import replicas, watcher\n{code}\nwatcher.main()"
+    monkeypatch.setattr(
+        processes, "launch", lambda folder: subprocess.run([sys.executable, "-c", code, folder], check=True)
+    )
 
 
 def until(holds):
