@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 MAX_BYTES = 256 << 20
 MAX_RANK = 32
 #: What Python has for the values of a dtype, by its kind; strings are looked at one by one.
-_PYTHON = {"i": {int}, "u": {int}, "b": {bool, int}, "f": {int, float}, "V": {int, float}}
+_PYTHON: dict[str, set[type]] = {"i": {int}, "u": {int}, "b": {bool, int}, "f": {int, float}, "V": {int, float}}
 
 
 @dataclass(frozen=True)
