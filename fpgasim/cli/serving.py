@@ -60,7 +60,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     "--model-root", type=click.Path(path_type=Path), metavar="FOLDER", help="Load models from here by a call."
 )
 @click.option("--reload-key", metavar="KEY", envvar="FPGASIM_RELOAD_KEY", help="Such calls need this key instead.")
-@click.option("--audit-log", type=_FILE, metavar="FILE", help="Refused keys and handshakes of REST; default: standard error.")
+@click.option("--audit-log", type=_FILE, metavar="FILE", help="Refused keys, REST handshakes; default: standard error.")
 def serve(
     model: str,
     host: str,
