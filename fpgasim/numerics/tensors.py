@@ -52,10 +52,14 @@ def _within(what: str, values: Array, low: int, high: int, fmt: BlockFormat) -> 
 def _within_floats(codes: Array, fmt: BlockFormat) -> None:
     """Raises FormatError for the first bit pattern of no number of `fmt`: of a NaN, or of one beyond the largest."""
     sign, largest = 1 << fmt.element_bits - 1, largest_code(fmt)
-    magnitudes = codes & np.uint8(0xFF ^ sign)
-    if magnitudes.max() > largest:
-        raise FormatError(f"code {codes[magnitudes > largest][0]} is not one of {fmt.name}; "
-                          f"0 to {largest} and {sign} to {sign + largest} would do")  # fmt: skip
+    flat, piece = codes.ravel(order="K"), 1 << 16  # in pieces, which take little memory
+    for i in range(0, flat.size, piece):
+        magnitudes = flat[i : i + piece] & np.uint8(0xFF ^ sign)
+        if magnitudes.max() > largest:
+            wrong = flat[i + int(np.argmax(magnitudes > largest))]
+            raise FormatError(
+                f"code {wrong} is not one of {fmt.name}; 0 to {largest} and {sign} to {sign + largest} would do"
+            )
 
 
 @dataclass(frozen=True, eq=False)
