@@ -63,6 +63,8 @@ _HOPELESS = {status.exit_code for error, status in STATUS.items() if error is no
 _MOST_ASKED, _ASK_AGAIN_S = 5, 1.0
 #: A replica is hung when it has let so many questions in a row go unanswered, each for that part of `unresponsive_s`.
 _UNANSWERED = 3
+#: Before gRPC gives up to connect, which would not tell a hung server from one that is not there.
+_LONGEST_QUESTION_S = 10.0
 _READY = re.compile(r"SERVING .* on .*:(\d+) \(")
 #: The environment must not let in keys that the service does not have.
 _OWN_KEYS = ("FPGASIM_AUTH_KEY", "FPGASIM_AUTH_KEY2")
@@ -284,47 +286,64 @@ class _Watcher:
         self._note(f"starts replica {replica.index} as process {replica.child.pid}")
 
     def _load(self, replica: _Replica) -> None:
-        """Has `replica` load the wanted model."""
-        config, runs = self._config, replica.runs
+        """Has `replica` load the wanted model, once it has said how it is: while it loads nobody asks it that."""
+        config, runs, patience_s = self._config, replica.runs, self._patience_s
         assert runs is not None
-        replica.loads, replica.loading = replica.loads + 1, config
+        replica.loading = config
+        begun = threading.Event()
+
+        def load() -> None:
+            address = self._address(replica, runs)
+            replicas.health(address, min(patience_s, _LONGEST_QUESTION_S))
+            begun.set()
+            replicas.load_model(dataclasses.replace(address, key=self._reload_key), config)
 
         def loaded(error: FpgasimError | None) -> None:
             now = time.monotonic()
-            replica.loading, replica.health_due = None, now + config.unresponsive_s / _UNANSWERED
+            replica.loading, replica.load_due, replica.health_due = None, now + _ASK_AGAIN_S, now + patience_s
             if error is None:
                 replica.runs = dataclasses.replace(runs, model=config.model, model_version=config.model_version)
                 replica.served_as = replica.runs.command()
                 self._note(f"replica {replica.index} serves {config.model_path}")
-            elif isinstance(error, replicas.NoAnswer):
-                replica.loads = _MOST_ASKED if error.timed_out else replica.loads
-                replica.load_due = now + _ASK_AGAIN_S
-                self._note(f"replica {replica.index} cannot be asked to load {config.model_path}: {error}")
-            else:
+            elif not isinstance(error, replicas.NoAnswer):
                 self._note(f"replica {replica.index} does not take {config.model_path}: {error}")
                 if self._config.model_path == config.model_path:
                     self._refused = str(error)
-
-        def load() -> None:
-            replicas.load_model(dataclasses.replace(self._address(replica, runs), key=self._reload_key), config)
+            else:
+                self._note(f"replica {replica.index} cannot be asked to load {config.model_path}: {error}")
+                if error.timed_out and not begun.is_set():
+                    self._heard(replica, error)
+                else:
+                    replica.loads = _MOST_ASKED if error.timed_out else replica.loads + 1
 
         self._in_thread(replica, load, loaded)
 
     def _ask(self, replica: _Replica) -> None:
         """Asks `replica` how it is; whatever it says, it is not hung."""
-        runs, patience_s = replica.runs, self._config.unresponsive_s / _UNANSWERED
+        runs, patience_s = replica.runs, self._patience_s
         assert runs is not None
 
         def said(error: FpgasimError | None) -> None:
             replica.health_due = time.monotonic() + patience_s
-            silent = isinstance(error, replicas.NoAnswer) and error.timed_out
-            replica.unanswered = replica.unanswered + 1 if silent else 0
-            if replica.unanswered >= _UNANSWERED and replica.state == "serving" and replica.child is not None:
-                replica.error = f"it did not answer for {patience_s * _UNANSWERED:g} s and was killed"
-                self._note(f"replica {replica.index} is killed: {replica.error}")
-                replica.child.kill()
+            self._heard(replica, error)
 
-        self._in_thread(replica, lambda: replicas.health(self._address(replica, runs), patience_s), said)
+        def ask() -> None:
+            replicas.health(self._address(replica, runs), min(patience_s, _LONGEST_QUESTION_S))
+
+        self._in_thread(replica, ask, said)
+
+    @property
+    def _patience_s(self) -> float:
+        return self._config.unresponsive_s / _UNANSWERED
+
+    def _heard(self, replica: _Replica, error: FpgasimError | None) -> None:
+        """Takes note of what came of a question, and kills a replica that has said nothing for too long."""
+        silent = isinstance(error, replicas.NoAnswer) and error.timed_out
+        replica.unanswered = replica.unanswered + 1 if silent else 0
+        if replica.unanswered >= _UNANSWERED and replica.state == "serving" and replica.child is not None:
+            replica.error = f"it did not answer for {self._config.unresponsive_s:g} s and was killed"
+            self._note(f"replica {replica.index} is killed: {replica.error}")
+            replica.child.kill()
 
     def _address(self, replica: _Replica, runs: ServiceConfig) -> replicas.Address:
         return replicas.Address.of(self._folder, runs, replica.port)
@@ -378,7 +397,7 @@ class _Watcher:
             now = time.monotonic()
             replica.state, replica.port, replica.serving_since = "serving", int(ready[1]), now
             replica.served_as, replica.error = None if replica.runs is None else replica.runs.command(), None
-            replica.health_due = now + self._config.unresponsive_s / _UNANSWERED
+            replica.health_due = now + self._patience_s
 
     def _ended(self, replica: _Replica) -> None:
         assert replica.child is not None

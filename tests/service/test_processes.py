@@ -147,7 +147,11 @@ def test_an_update_reaches_replicas_that_start_that_are_down_and_a_hung_one_is_s
     hung = Status.read(service.folder).replicas[0].process
     hung.signal(signal.SIGSTOP)
     ended(hung)
-    service.update(models=[second], tags={"a": "b"})
+    assert until(lambda: service.state == "Healthy")
+    hung = Status.read(service.folder).replicas[0].process
+    hung.signal(signal.SIGSTOP)
+    service.update(models=[second])  # found out before it is asked to load
+    assert not hung.alive
     assert until(lambda: service.state == "Healthy")
     assert (service.run(X) == answer(2.0)).all()
     assert "replica 0 is killed: it did not answer for 6 s" in service.get_logs()
