@@ -190,7 +190,8 @@ FS_INLINE void store_floats(const fs_format *f, __m512 x, uint8_t *codes) {
 /* 16 blocks of 16 * v numbers as int16 mantissas or small floats; writes nothing and returns 0 as above. */
 FS_INLINE int quantize_16_others(const fs_format *f, const int is_float, const float *x, int64_t v, void *codes,
                                  int16_t *exponents) {
-  const int32_t top = f->exponent_high + f->element_emax + 127;
+  /* The inverse of 2^127 is no normal number; for int16 mantissas it is larger. */
+  const int32_t top = (is_float ? 126 : f->exponent_high) + f->element_emax + 127;
   const int32_t zero = -126 - f->element_emax > f->exponent_low ? -126 - f->element_emax : f->exponent_low;
   __m512i a[16];
   for (int i = 0; i < 16; i++) {
@@ -208,7 +209,7 @@ FS_INLINE int quantize_16_others(const fs_format *f, const int is_float, const f
   s = _mm512_max_epi32(s, _mm512_set1_epi32(f->exponent_low));
   s = _mm512_mask_mov_epi32(s, tiny, _mm512_set1_epi32(zero));
   _mm256_storeu_si256((__m256i *)exponents, _mm512_cvtepi32_epi16(s));
-  /* 2^(fraction_bits - s), a normal number: s is at least -115 where the block is not zero. */
+  /* 2^(fraction_bits - s), a normal number: s is at least -116 where the block is not zero. */
   const __m512i power = _mm512_sub_epi32(_mm512_set1_epi32(127 + (is_float ? 0 : f->mantissa_bits - 1)), s);
   float inverse[16] __attribute__((aligned(64)));
   _mm512_store_si512(inverse, _mm512_mask_mov_epi32(_mm512_slli_epi32(power, 23), tiny, _mm512_setzero_si512()));

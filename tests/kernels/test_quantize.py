@@ -21,6 +21,17 @@ ACROSS = [(2, 7, 3), (1, 32, 64), (3, 16, 1), (2, 17, 1), (1, 33, 65), (2, 48, 4
 KINDS = ("ordinary", "spread", "any", "finite", "tiny", "zeros")
 
 
+#: The largest element from a subnormal one below 2^0 to the last that 8 bits have.
+TOPS = [
+    BlockFormat(name, mantissa_bits, 8, block, element_exponent_bits=exponent_bits, element_max=largest)
+    for name, exponent_bits, mantissa_bits, block, largest in (
+        ("to 2^-9", 4, 3, 16, 2.0**-9), ("to 0.5", 4, 3, 16, 0.5), ("to 0.9375", 3, 4, 64, 0.9375),
+        ("to 1", 2, 1, 32, 1.0), ("to 1.1875", 3, 4, 32, 1.1875), ("to 1.875", 2, 3, 48, 1.875),
+        ("to 2", 2, 5, 128, 2.0), ("to 114688", 5, 2, 32, 114688.0), ("to 2^-16", 5, 2, 32, 2.0**-16),
+    )
+]  # fmt: skip
+
+
 @each_format
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 def test_quantize_is_the_reference(
@@ -104,6 +115,23 @@ def test_many_blocks_at_once_are_quantized_as_by_the_reference(
         got = kernels.quantize(x, fmt, "even", 0)
         assert same_bits(got[0], expected[0]), kind
         assert same_bits(got[1], expected[1]), kind
+
+
+@pytest.mark.parametrize("fmt", [*CATALOGUE.values(), *OWN, *TOPS], ids=lambda f: f.name)
+def test_blocks_of_any_exponent_are_quantized_as_by_the_reference(
+    kernels: Backend, fmt: BlockFormat, same_bits: Any
+) -> None:
+    # 16 blocks in a row are alike, so that none of them makes the quick way give up the others.
+    rng, block = np.random.default_rng(5), -(-fmt.block // 16) * 16
+    fmt = fmt if fmt.is_fp32 else fmt.with_block(block)
+    powers = np.arange(-149, 128).repeat(16)
+    x = np.ldexp(rng.uniform(-1, 1, (len(powers), block)), powers[:, None])
+    x[:, 3] = np.copysign(np.ldexp(rng.uniform(1, 1.9, len(powers)), powers), x[:, 3])
+    x = x.astype(np.float32)
+    expected = Reference().quantize(x, fmt, "even", 0)
+    assert all(map(same_bits, kernels.quantize(x, fmt, "even", 0), expected))
+    across = np.ascontiguousarray(x.T)[None]
+    assert all(map(same_bits, kernels.quantize_across(across, fmt, "even", 0, True), expected))
 
 
 def check_across(kernels: Backend, x: Any, fmt: BlockFormat, rounding: Any, seed: int, same_bits: Any) -> None:
