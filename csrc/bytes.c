@@ -159,8 +159,9 @@ void fs_bytes_pack(const fs_conv *c, int64_t panel, int32_t layout, int64_t tail
 
 /* Every product on the way must be exact: of bytes the float of d (|d| < 2^22), d times one scale, a term, and a
    mantissa times its scale. The dot product of words has 31 bits and is rounded once as a float; so is the term then,
-   being a normal number. Sums of bf16 stay below 2^10 times the largest term, as that no longer changes them there, and
-   must not overflow. */
+   being a normal number. Sums that are multiplied by one scale at the end must overflow neither before nor as they would
+   with it, which is for good; rounding makes no sum twice as large. Sums of bf16 stay below 2^10 times the largest term,
+   as that no longer changes them there, and must not overflow. */
 int32_t fs_bytes_fit(const fs_conv *c, int32_t layout, const fs_range *x, const fs_range *w) {
   if (x->nan || w->nan) return FS_BYTES_NOT;
   if (layout != FS_WORDS && w->largest > 127) return FS_BYTES_NOT;
@@ -172,13 +173,16 @@ int32_t fs_bytes_fit(const fs_conv *c, int32_t layout, const fs_range *x, const 
   const int32_t w_high = no_weight ? 0 : w->high; /* a zero, too, is scaled by its weight's power on the way */
   if (!empty && (x->low < -126 || x->high > 120 || w->low < -126)) return FS_BYTES_NOT;
   if (w_high > 125 - bits || low < -126 || high > 127 - bits) return FS_BYTES_NOT;
-  if (c->accumulator == FS_SUM_FP32) return w->aligned ? FS_BYTES_ALIGNED : FS_BYTES_FP32;
+  const double terms = (double)(c->window.kernel_height * c->window.kernel_width * c->group_blocks);
+  if (c->accumulator == FS_SUM_FP32) {
+    const int32_t x_high = empty ? 0 : x->high, most = high > x_high ? high : x_high;
+    return w->aligned && bound * terms * fs_power(most) < 0x1p127 ? FS_BYTES_ALIGNED : FS_BYTES_FP32;
+  }
   if (c->accumulator == FS_SUM_BF16) return high + bits < 100 ? FS_BYTES_NARROW : FS_BYTES_NOT;
   if (c->accumulator == FS_SUM_FP16) {
     if (w_high + 100 > 125 - bits) return FS_BYTES_CAREFUL; /* sums are kept times 2^100 */
     return low < -24 ? FS_BYTES_DEEP : FS_BYTES_NARROW;
   }
   /* Every term is a multiple of 2^low, and no partial sum reaches 2^high times the bound of all |d| together. */
-  const double terms = (double)(c->window.kernel_height * c->window.kernel_width * c->group_blocks);
   return bound < 0x1p24 && bound * terms * fs_power(high - low) < 0x1p53 ? FS_BYTES_EXACT : FS_BYTES_NOT;
 }

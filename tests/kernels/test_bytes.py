@@ -177,6 +177,41 @@ def test_a_dot_product_of_more_than_22_bits_is_not_taken(unit: BytesConvolution)
         assert (got is not None) == taken
 
 
+def aligned_sum(x_exponents: list[int], w_exponent: int, signs: list[int]) -> tuple[Operand, Operand]:
+    """Blocks of 13 bits whose dot products are almost 2^30 times a sign; all blocks of the weights have one scale."""
+    blocks = len(signs)
+    mantissas = np.repeat(np.array(signs) * 8191, 16).astype(np.int16).reshape(1, 1, 1, -1)
+    x = Operand(mantissas, np.array(x_exponents, np.int16).reshape(1, 1, 1, -1), 16, 0, 16 * blocks)
+    w = np.full((3, 1, 1, 16 * blocks), 8191, np.int16)
+    return x, Operand(w, np.full((3, 1, 1, blocks), w_exponent, np.int16), 16, 0, 16 * blocks)
+
+
+@pytest.mark.parametrize(
+    ("x_exponents", "w_exponent", "signs", "finite"),
+    [
+        ([98], -90, [1], True),
+        ([99], -90, [1], True),  # the sum before it is scaled is infinite
+        ([120], -126, [1], True),
+        ([120, 119, 118], -100, [1, 1, -1], True),
+        ([94] * 20, -90, [1] * 20, True),  # so is that of terms which are not
+        ([95] * 8, 0, [1, 1, 1, 1, 1, -1, -1, -1], True),
+        ([46] * 8, 50, [1, 1, 1, 1, 1, -1, -1, -1], False),  # only the sum itself is: it stays so
+        ([20] * 8, 76, [1, 1, 1, 1, 1, -1, -1, -1], False),
+        ([-126], 60, [1], True),
+    ],
+)
+def test_sums_of_words_with_one_scale_overflow_where_those_of_the_reference_do(
+    unit: BytesConvolution, x_exponents: list[int], w_exponent: int, signs: list[int], finite: bool, same_bits: Any
+) -> None:
+    x, w = aligned_sum(x_exponents, w_exponent, signs)
+    expected = reference.conv2d(x, w, Window((1, 1)), 1, "fp32", "khwc", 1)
+    assert np.isfinite(expected).all() == finite
+    got = unit.layer(x, w, Window((1, 1)), 1, "fp32", "khwc", None, 1)
+    if max(x_exponents) + w_exponent <= 96 and max(x_exponents) <= 120:
+        assert got is not None
+        assert same_bits(got[0], expected)
+
+
 @pytest.mark.parametrize("name", ["msfp16", "mxint8", "bw_1s5e5m"])
 @pytest.mark.parametrize("accumulator", ["fp32", "exact"])
 def test_rows_may_be_longer_than_the_layer_has_channels(
