@@ -86,14 +86,16 @@ static void widen(fs_range *range, const fs_range *by) {
   range->nan |= by->nan;
 }
 
-int fs_bytes_by_panels(const fs_layer *l, int64_t threads) {
+void fs_bytes_share(fs_layer *l, int64_t threads) {
+  threads = threads < FS_MAX_THREADS ? threads : FS_MAX_THREADS;
   const fs_bytes *x = &l->image;
   const int64_t codes = x->images * x->height * x->width * x->row, packed = l->panels * l->panel_bytes;
-  return threads > 1 && (l->pixels < threads || (packed > codes && l->panels >= 2 * threads));
+  l->threads = threads;
+  l->by_panels = threads > 1 && (l->pixels < threads || (packed > codes && l->panels >= 2 * threads));
 }
 
-int32_t fs_bytes_layer(const fs_layer *l, int64_t threads, float *room, int64_t *saturated) {
-  threads = threads < FS_MAX_THREADS ? threads : FS_MAX_THREADS;
+int32_t fs_bytes_layer(const fs_layer *l, float *room, int64_t *saturated) {
+  const int64_t threads = l->threads;
   layer_work o = {.layer = l, .room = room, .result = l->result ? l->result : room + threads * l->room};
   const fs_range none = {INT32_MAX, INT32_MIN, 0, 0, 0};
   fs_range read = l->ready ? *l->ready : none, left = none;
@@ -102,7 +104,7 @@ int32_t fs_bytes_layer(const fs_layer *l, int64_t threads, float *room, int64_t 
   for (int64_t i = 0; i < threads; i++) widen(&read, &o.of[i].read);
   o.mode = fs_bytes_fit(l->conv, l->kernels->layout, &read, l->weights_range);
   if (o.mode == FS_BYTES_NOT) return o.mode;
-  if (fs_bytes_by_panels(l, threads)) {
+  if (l->by_panels) {
     share_out(&o, threads, l->panels, panels_item);
     if (l->chain) share_out(&o, threads, l->pixels, chain_item);
   } else {

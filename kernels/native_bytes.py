@@ -119,10 +119,18 @@ class BytesConvolution:
         place = self._places.get(
             w, (*key, shape, window, sums, pads), lambda: _place(kernels, shape, w, window, groups, order, sums, pads)
         )
+        if place is None:
+            return None
+        packed = self._weights.get(  # words are laid out in a way of their own for fp32 sums
+            w,
+            (*key, kernels.layout == lib.FS_WORDS and accumulator == "fp32"),
+            lambda: _pack(kernels, w, window, groups, order, sums),
+        )
         layer, keep = self._bound(kernels, x, packed, place, before, chain, out, codes)
         own = place.rows.size(math.prod(place.buffer))
-        floats = threads * layer.room
-        if out is None and lib.fs_bytes_by_panels(layer, threads):
+        lib.fs_bytes_share(layer, threads)
+        floats = layer.threads * layer.room
+        if out is None and layer.by_panels:
             floats += math.prod(place.result)
         saturated = ffi.new("int64_t[2]")
 
@@ -130,7 +138,7 @@ class BytesConvolution:
             assert keep
             if not isinstance(x, Codes):
                 place.rows.put(layer.image, place.buffer, self._buffer(own))
-            if lib.fs_bytes_layer(layer, threads, room(floats), saturated) == lib.FS_BYTES_NOT:
+            if lib.fs_bytes_layer(layer, room(floats), saturated) == lib.FS_BYTES_NOT:
                 return None
             return saturated[0], saturated[1]
 

@@ -211,3 +211,14 @@ def test_blocks_are_those_of_the_numbers_for_any_shape_and_any_numbers(
         )  # fmt: skip
 
     any_case()
+
+
+@pytest.mark.parametrize("threads", [63, 64, 65, 100, 1024])
+@pytest.mark.parametrize("outputs", [2048, 4096])
+def test_any_number_of_threads_has_room_for_its_results(
+    native: Native, outputs: int, threads: int, numbers: Any, blocked: Any, same_bits: Any
+) -> None:
+    # 128 panels are enough for 64 threads to share them out among themselves, but not for 65, which there never are.
+    rng = np.random.default_rng(9)
+    x, w = numbers(rng, "ordinary", 1, 9, 9, 16), numbers(rng, "ordinary", outputs, 1, 1, 16)
+    check(native, blocked, same_bits, x, w, CATALOGUE["msfp16"], [POINT], threads=threads)
