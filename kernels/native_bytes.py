@@ -24,6 +24,8 @@ from fpgasim.numerics.tensors import code_dtype
 
 _SUMS = {"fp32": lib.FS_SUM_FP32, "fp16": lib.FS_SUM_FP16, "bf16": lib.FS_SUM_BF16, "exact": lib.FS_SUM_EXACT}
 _INTEGERS = (np.int8, np.int16)
+#: How many codes the offsets of an `fs_term` reach over.
+_REACH = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class BytesConvolution:
     def __init__(self, kernels: Any) -> None:
         self._kernels = kernels
         self._weights: WeightCache[_Packed] = WeightCache()
-        self._places: WeightCache[_Place] = WeightCache()
+        self._places: WeightCache[_Place | None] = WeightCache()
         self._scratch = threading.local()
 
     @property
@@ -106,11 +108,6 @@ class BytesConvolution:
             return None
         key = (groups, order, window.kernel, kernels.layout)
         sums = _SUMS[accumulator]
-        packed = self._weights.get(  # words are laid out in a way of their own for fp32 sums
-            w,
-            (*key, kernels.layout == lib.FS_WORDS and accumulator == "fp32"),
-            lambda: _pack(kernels, w, window, groups, order, sums),
-        )
         shape, pads = _shape(x), None
         if isinstance(x, Codes):
             pads = room_of(x).pads
@@ -313,8 +310,11 @@ def _place(
     order: str,
     sums: int,
     pads: tuple[int, int, int, int] | None,
-) -> _Place:
-    """Of a layer with a buffer of its own, or without one if there are `pads`, those of a room."""
+) -> _Place | None:
+    """Of a layer with a buffer of its own, or without one if there are `pads`, those of a room.
+
+    None where the taps lie further apart than a term's offset reaches.
+    """
     n, height, width, channels = shape
     oh, ow = window.output_size(height, width)
     top, left = window.pads[:2]
@@ -341,8 +341,11 @@ def _place(
         rows, columns, strides = max(0, min(height, reach[0] - top)), max(0, min(width, reach[1] - left)), (1, 1)
         buffer = (n, reach[0], reach[1])
         fields |= {"height": reach[0], "width": reach[1]}
-    conv = _conv(w, window, groups, sums, fields)
     lies = _rows(kernels, w, groups)
+    down, right = (d * (k - 1) for d, k in zip(window.dilation, window.kernel, strict=True))
+    if (down * fields["width"] + right + 1) * lies.codes > _REACH:
+        return None
+    conv = _conv(w, window, groups, sums, fields)
     terms, _ = _terms(conv, lies.tail, order)
     source = {
         "height": height,

@@ -68,7 +68,7 @@ class TileConvolution:
         self._dots = dots
         self._largest: WeightCache[int] = WeightCache()
         self._weights: WeightCache[_Packed] = WeightCache()
-        self._places: WeightCache[_Place] = WeightCache()
+        self._places: WeightCache[_Place | None] = WeightCache()
         self._scratch = threading.local()
 
     def convolve(
@@ -95,6 +95,8 @@ class TileConvolution:
         packed = self._weights.get(w, (groups, order, dot, fold), lambda: _pack(w, groups, order, dot, fold))
         key = (source.image, window, groups, order, dot)
         place = self._places.get(w, key, lambda: _place(source.image, w, window, groups, order, dot))
+        if place is None:
+            return None
         image, powers = self._fill(source, w.blocks, place, dot, threads)
         if not _fits(fold, powers, packed, bound * place.offsets.size):
             return None
@@ -218,9 +220,15 @@ def _pack(w: Operand, groups: int, order: Order, dot: Dot, fold: str) -> _Packed
     return _Packed(packed.reshape(groups * panels, -1), low, high, nan)
 
 
-def _place(image: tuple[int, ...], w: Operand, window: Window, groups: int, order: Order, dot: Dot) -> _Place:
+def _place(image: tuple[int, ...], w: Operand, window: Window, groups: int, order: Order, dot: Dot) -> _Place | None:
+    """None where the taps lie further apart than an offset of 32 bits reaches."""
     images, height, width = image
     sizes = window.output_size(height, width)
+    block_bytes = w.block * dot.code_bytes + 4
+    pixel_bytes = w.blocks * block_bytes
+    down, right = (d * (k - 1) for d, k in zip(window.dilation, window.kernel, strict=True))
+    if (down * ((sizes[1] - 1) * window.stride[1] + right + 1) + right + 1) * pixel_bytes > 1 << 31:
+        return None
     axes = []
     for axis, (size, length) in enumerate(zip(sizes, (height, width), strict=True)):
         stride, pad, reach = window.stride[axis], window.pads[axis], window.dilation[axis] * (window.kernel[axis] - 1)
@@ -233,8 +241,6 @@ def _place(image: tuple[int, ...], w: Operand, window: Window, groups: int, orde
     inside = (rows[:, None] >= 0) & (columns >= 0)
     one = np.where(inside, rows[:, None] * width + columns, -1)
     sources = np.where(inside, np.arange(images)[:, None, None] * (height * width) + one, -1)
-    block_bytes = w.block * dot.code_bytes + 4
-    pixel_bytes = w.blocks * block_bytes
 
     def offset(image: Array, row: Array, column: Array) -> Array:
         return ((image * len(rows) + row) * len(columns) + column) * pixel_bytes

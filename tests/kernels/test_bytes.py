@@ -177,6 +177,20 @@ def test_a_dot_product_of_more_than_22_bits_is_not_taken(unit: BytesConvolution)
         assert (got is not None) == taken
 
 
+@pytest.mark.parametrize("dilation", [1 << 25, 1 << 40])
+def test_taps_further_apart_than_an_offset_of_32_bits_reaches_are_not_taken(
+    unit: BytesConvolution, dilation: int, blocked: Any
+) -> None:
+    x = Unquantized(np.ones((1, 1, 1, 64), np.float32), CATALOGUE["msfp16"])
+    for kernel, pads, apart in (
+        ((2, 1), (0, 0, dilation, 0), (dilation, 1)),
+        ((1, 2), (0, 0, 0, dilation), (1, dilation)),
+        ((3, 3), (dilation // 2, 1, dilation // 2 * 3, 1), (dilation, 1)),
+    ):
+        w, window = blocked(np.ones((5, *kernel, 64), np.float32), x.format), Window(kernel, (1, 1), pads, apart)
+        assert unit.layer(x, w, window, 1, "fp32", "khwc", None, 1) is None
+
+
 def aligned_sum(x_exponents: list[int], w_exponent: int, signs: list[int]) -> tuple[Operand, Operand]:
     """Blocks of 13 bits whose dot products are almost 2^30 times a sign; all blocks of the weights have one scale."""
     blocks = len(signs)

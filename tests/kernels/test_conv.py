@@ -283,3 +283,20 @@ def test_the_order_of_the_sum_matters_in_fp32_and_not_exactly(kernels: Backend, 
     by_order = {(a, o): kernels.conv2d(x, w, WINDOW_3, 1, a, o, 1) for a in ("fp32", "exact") for o in ORDERS}
     assert (by_order["fp32", "khwc"] != by_order["fp32", "chwk"]).any()
     assert (by_order["exact", "khwc"] == by_order["exact", "chwk"]).all()
+
+
+@pytest.mark.parametrize("name", ["msfp16", "fp16_bfp", "mxfp8_e4m3", "fp32"])
+@pytest.mark.parametrize("dilation", [1 << 25, 1 << 40])
+def test_taps_may_be_any_distance_apart(
+    kernels: Backend, name: str, dilation: int, numbers: Any, blocked: Any, same_bits: Any
+) -> None:
+    rng, fmt = np.random.default_rng(8), CATALOGUE[name]
+    for kernel, pads, apart in (
+        ((2, 1), (0, 0, dilation, 0), (dilation, 1)),
+        ((1, 2), (0, 0, 0, dilation), (1, dilation)),
+        ((3, 1), (2 * dilation, 0, 0, 0), (dilation, 1)),
+    ):
+        x = blocked(numbers(rng, "ordinary", 2, 3, 2, 64), fmt)
+        w, window = blocked(numbers(rng, "ordinary", 5, *kernel, 64), fmt), Window(kernel, (1, 1), pads, apart)
+        got, expected = (k.conv2d(x, w, window, 1, "fp32", "khwc", 1) for k in (kernels, Reference()))
+        assert same_bits(got, expected)
