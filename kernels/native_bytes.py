@@ -18,7 +18,7 @@ from fpgasim.kernels.contract import ORDERS, Array, Codes, Float32Array, Operand
 from fpgasim.kernels.native_room import NO_RANGE, BytesRoom, Rows, room_of
 from fpgasim.kernels.native_structs import aligned, format_struct, pointer, room, strided_pointer
 from fpgasim.kernels.native_unit import c_window
-from fpgasim.kernels.weights import WeightCache
+from fpgasim.kernels.weights import PLACES_KEPT, WeightCache
 from fpgasim.numerics import BlockFormat
 from fpgasim.numerics.tensors import code_dtype
 
@@ -55,7 +55,7 @@ class BytesConvolution:
     def __init__(self, kernels: Any) -> None:
         self._kernels = kernels
         self._weights: WeightCache[_Packed] = WeightCache()
-        self._places: WeightCache[_Place | None] = WeightCache()
+        self._places: WeightCache[_Place | None] = WeightCache(PLACES_KEPT)
         self._scratch = threading.local()
 
     @property

@@ -16,7 +16,7 @@ from fpgasim.kernels.contract import Accumulator, Array, Float32Array, Operand, 
 from fpgasim.kernels.numba_quantize import form_of
 from fpgasim.kernels.numba_vectors import MAGIC_BITS, Dot
 from fpgasim.kernels.parallel import split
-from fpgasim.kernels.weights import WeightCache
+from fpgasim.kernels.weights import PLACES_KEPT, WeightCache
 from fpgasim.numerics import NAN_EXPONENT
 
 #: How many bits a dot product may have for each way to make terms of it.
@@ -68,7 +68,7 @@ class TileConvolution:
         self._dots = dots
         self._largest: WeightCache[int] = WeightCache()
         self._weights: WeightCache[_Packed] = WeightCache()
-        self._places: WeightCache[_Place | None] = WeightCache()
+        self._places: WeightCache[_Place | None] = WeightCache(PLACES_KEPT)
         self._scratch = threading.local()
 
     def convolve(
