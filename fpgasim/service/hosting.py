@@ -131,7 +131,7 @@ class Host:
             self.metrics.ran(servable.name, result)
             return result
 
-        result = call.ticket.compute(compute, call.deadline, call.alive)
+        result = call.ticket.compute(compute, call.deadline, call.alive, f"{servable.name}:{servable.version}")
         call.facts["x-fpgasim-cycles"] = str(result.cycles)
         call.facts["x-fpgasim-fpga-us"] = f"{result.fpga_seconds * 1e6:.3f}"
         return result

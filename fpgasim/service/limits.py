@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,11 @@ T = TypeVar("T")
 #: What a refused caller is told to wait, in milliseconds.
 _PUSHBACK_MS = (20, 10_000)
 _TOO_LATE = "the deadline passed while the call was computed; fewer pictures in a call would take less"
+#: Calls to what took less than this share of the time that is left are computed in place. The limits of a message and a
+#: batch let a call grow by less.
+_IN_PLACE = 1e-3
+#: What a call leaves of the time of the longest before it.
+_FORGETS = 0.99
 
 
 class Refusal(Exception):
@@ -40,8 +46,10 @@ class Ticket:
         """Says that its message is there."""
         self.receiving = False
 
-    def compute(self, work: Callable[[Callable[[], None]], T], deadline: float, alive: Callable[[], bool]) -> T:
-        """What `work` gives, once it is the call's turn.
+    def compute(
+        self, work: Callable[[Callable[[], None]], T], deadline: float, alive: Callable[[], bool], what: str = ""
+    ) -> T:
+        """What `work` gives, once it is the call's turn; `what` it asks, to know how long that takes.
 
         Raises Refusal at the `deadline` (of time.monotonic), whether the call waits or computes, and if the caller has
         gone before its turn comes. What `work` is given raises too, once nobody waits for it any more: it is to call
@@ -60,12 +68,16 @@ class Ticket:
         def run() -> T:
             start = time.monotonic()
             made = work(go_on)
-            self._admission.took(time.monotonic() - start)
+            self._admission.took(what, time.monotonic() - start)
             return made
 
         try:
             if not alive():
                 raise Refusal("CANCELLED", "the caller went away while the call waited for its turn")
+            if self._admission.longest(what) < _IN_PLACE * (deadline - time.monotonic()):
+                in_place = run()  # another thread would take longer to begin
+                turns.release()
+                return in_place
             made = self._admission.threads.submit(run)
         except BaseException:
             turns.release()
@@ -92,6 +104,7 @@ class Admission:
         self._lock = threading.Lock()
         self._inside: dict[Ticket, None] = {}  # in the order in which they came
         self._seconds = 0.0
+        self._longest: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self._inside)
@@ -126,10 +139,15 @@ class Admission:
         for ticket in late:
             ticket.cancel()
 
-    def took(self, seconds: float) -> None:
-        """Remembers what a call took, to tell others how long to wait."""
+    def took(self, what: str, seconds: float) -> None:
+        """Remembers how long a call to `what` took, to tell others how long to wait."""
         with self._lock:
             self._seconds += (seconds - self._seconds) / 8
+            self._longest[what] = max(seconds, _FORGETS * self._longest.get(what, 0.0))
+
+    def longest(self, what: str) -> float:
+        """Seconds of the longest call to `what` of late; of what none came to its end yet, infinity."""
+        return self._longest.get(what, math.inf)
 
     def _slowest(self) -> Ticket | None:
         slow = [t for t in self._inside if t.receiving and time.monotonic() - t.since >= self._patience_s]

@@ -12,6 +12,7 @@ import pytest
 import fpgasim as fs
 from fpgasim.errors import ServiceError
 from fpgasim.service import CpuStage, FpgaStage, ModelDefinition, Server, servable
+from fpgasim.service.limits import Admission
 
 from .calling import OPEN, Held, arrays, channel, request, serving, status, stub
 from .small import PICTURES, featurizer, linear, picture, strings
@@ -206,3 +207,23 @@ def test_a_server_starts_once():
         server.drain(0.0)
     with pytest.raises(ServiceError, match="has been started before"):
         server.start()
+
+
+def test_what_is_known_to_be_quick_is_computed_in_place_and_what_is_not_on_a_thread():
+    admission = Admission(running=1, waiting=1, receive_s=30)
+
+    def where(left, work=lambda: None, what="model:1"):
+        def compute(_):
+            work()
+            return threading.current_thread()
+
+        with admission.admitted(lambda: None) as ticket:
+            return ticket.compute(compute, time.monotonic() + left, lambda: True, what)
+
+    here = threading.current_thread()
+    assert where(60) is not here  # nothing is known of it yet
+    assert where(60) is here
+    assert where(60, what="model:2") is not here
+    where(60, lambda: time.sleep(0.05))
+    assert where(20) is not here  # a thousandth of it is less than the longest of late
+    assert where(600) is here
