@@ -17,7 +17,8 @@
         ├── CallError                       a call of a client that failed for good
         ├── ConversionError (also ValueError)  a conversion of a model that failed or has not ended
         └── WebserviceException             Azure's name: an entry that is not there, is in use or cannot do it
-            └── ModelNotFoundException      Azure's name: a model that no entry has
+            ├── ModelNotFoundException      Azure's name: a model that no entry has
+            └── NoAnswer                    a server of this machine that cannot be asked
 
 `STATUS` gives each its exit code of the command line and its gRPC status; a subclass without a row has its parent's.
 """
@@ -111,6 +112,14 @@ class ConversionError(ServiceError, ValueError):
 
 class WebserviceException(ServiceError):
     pass
+
+
+class NoAnswer(WebserviceException):
+    """A server of this machine could not be asked, or not now; `timed_out`: it said nothing at all in time."""
+
+    def __init__(self, text: str, timed_out: bool = False) -> None:
+        super().__init__(text)
+        self.timed_out = timed_out
 
 
 class ModelNotFoundException(WebserviceException):

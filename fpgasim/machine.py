@@ -17,6 +17,7 @@ LEVELS = {
 #: Flags beyond the levels that matter for integer dot products and half precision.
 EXTRAS = ("avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "sve")
 
+
 @dataclass(frozen=True)
 class Processor:
     """The processor: its name, architecture level, further instruction sets and the cores this process may use."""

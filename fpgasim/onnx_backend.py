@@ -107,8 +107,8 @@ class FpgasimBackend(Backend):
     ) -> tuple[Any, ...]:
         """What one operator makes of `inputs`, which are in its order without those it leaves out.
 
-        `outputs_info` (dtype and shape of each output) is needed where ONNX cannot infer it. `opset_version` is the
-        latest by default; the other arguments are those of `prepare`.
+        `outputs_info` (dtype and shape of each output) is needed where ONNX cannot infer it. `opset_version` is by
+        default the first that has the operator as it is now; the other arguments are those of `prepare`.
         """
         names = [name for name in node.input if name]
         if len(inputs) != len(names):
@@ -119,8 +119,10 @@ class FpgasimBackend(Backend):
         infos = [onnx.ValueInfoProto(name=name) for name in made]
         if outputs_info is not None:
             infos = [_info(name, np.dtype(d), shape) for name, (d, shape) in zip(made, outputs_info, strict=True)]
-        opsets = [helper.make_opsetid("", kwargs.pop("opset_version", OPSETS.stop - 1))]
-        if node.domain not in ("", "ai.onnx"):
+        standard = node.domain in ("", "ai.onnx")
+        since = onnx.defs.get_schema(node.op_type).since_version if standard and onnx.defs.has(node.op_type) else 0
+        opsets = [helper.make_opsetid("", kwargs.pop("opset_version", max(OPSETS.start, since)))]
+        if not standard:
             known = [s.since_version for s in onnx.defs.get_all_schemas() if s.domain == node.domain]
             opsets.append(helper.make_opsetid(node.domain, max(known, default=1)))
         read = [_input_info(name, value) for name, value in zip(names, inputs, strict=True)]

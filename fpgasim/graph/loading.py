@@ -36,7 +36,7 @@ ORDER = "fpgasim.order"
 def load(source: str | os.PathLike[str] | onnx.ModelProto, *, optimize: bool = True) -> Graph:
     """The graph of an ONNX file or ModelProto, verified, with all shapes that ONNX can infer.
 
-    Opsets 7 to 26, and below where opset 7 has the operators unchanged; IR versions 3 to 13. Weights may lie in other
+    Opsets 7 to 28, and below where opset 7 has the operators unchanged; IR versions 3 to 14. Weights may lie in other
     files of the model's folder. Constants and batch norms are folded, operators that do nothing removed; with
     `optimize=False` the operators stay as they are in the file but for model-local functions, which are inlined. A
     `source` that is a ModelProto is neither changed nor kept.

@@ -5,10 +5,10 @@ import onnx_ir as ir
 
 from fpgasim.errors import ModelError
 
-#: ONNX Runtime takes up to these. Below, many operators had other rules; the others may come from there too.
-OPSETS = range(7, 27)
+#: ONNX Runtime 1.32 takes up to these. Below, many operators had other rules; the others may come from there too.
+OPSETS = range(7, 29)
 _EARLY_OPSETS = range(1, OPSETS.start)
-IR_VERSIONS = range(3, 14)
+IR_VERSIONS = range(3, 15)
 #: From here on an initializer need not be a graph input too, which is what a `Graph` holds to.
 LEAST_IR_VERSION = 4
 

@@ -193,9 +193,7 @@ class _Run:
     lost: float
 
 
-def _run(
-    problem: Problem, search: _Search, prices: Sequence[float], upper: float, width: int, deadline: float
-) -> _Run:
+def _run(problem: Problem, search: _Search, prices: Sequence[float], upper: float, width: int, deadline: float) -> _Run:
     limited = problem.capacity is not None
     capacity = math.inf if problem.capacity is None else problem.capacity
     column = np.array(prices)[:, None]
@@ -268,9 +266,7 @@ def _undominated(words: Array, cost: Floats) -> Array:
 
 
 def _found(problem: Problem, search: _Search, numbers: Sequence[int]) -> Found:
-    chosen = {
-        step.name: ways[number] for step, ways, number in zip(search.steps, search.options, numbers, strict=True)
-    }
+    chosen = {step.name: ways[number] for step, ways, number in zip(search.steps, search.options, numbers, strict=True)}
     placement: dict[str, Side] = {name: chosen[name].side for name in problem.cost_graph.node_of}
     stay = frozenset(name for name, way in chosen.items() if way.stays)
     return Found(placement, stay if problem.weights == "auto" else problem.pinned(placement), -math.inf, False)

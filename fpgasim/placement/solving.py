@@ -274,8 +274,7 @@ def what_if(
         if name not in cost_graph.node_of:
             raise PlacementError(f"what_if: {name!r} is no node of the graph")
     nodes = tuple(
-        replace(node, fpga=fpga_s[node.name], load=0.0) if node.name in fpga_s else node
-        for node in cost_graph.nodes
+        replace(node, fpga=fpga_s[node.name], load=0.0) if node.name in fpga_s else node for node in cost_graph.nodes
     )
     return solve(
         replace(cost_graph, nodes=nodes),

@@ -213,7 +213,7 @@ def markdown(rows: Sequence[Operator], device: str) -> str:
     with_trials = [row for row in rows if row.trials]
     standard = [row for row in rows if row.domain == ""]
     counted = {
-        "operators of ONNX, opsets 7 to 26": len(standard),
+        "operators of ONNX, opsets 7 to 28": len(standard),
         "that the engine computes": len(with_trials),
         "that ONNX Runtime runs in some opset": sum(bool(row.runs) for row in standard),
     }

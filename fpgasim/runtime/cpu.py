@@ -78,7 +78,4 @@ def _has_numpy_type(value: onnxruntime.NodeArg) -> bool:
 
 _WHOLE = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 #: Tensors whose elements NumPy has a type for, in ONNX Runtime's words.
-_NUMPY_TYPES = {
-    f"tensor({name})"
-    for name in ("bool", "string", "float16", "float", "double", *_WHOLE)
-}
+_NUMPY_TYPES = {f"tensor({name})" for name in ("bool", "string", "float16", "float", "double", *_WHOLE)}

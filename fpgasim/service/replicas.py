@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fpgasim.errors import WebserviceException
+from fpgasim.errors import NoAnswer, WebserviceException
 from fpgasim.service import auth
 from fpgasim.service.processes import CERTIFICATE, KEYS, ServiceConfig
 
@@ -15,14 +15,6 @@ _MODEL_PLATFORM = "fpgasim"
 #: These say something of the moment, not of what was asked.
 _OF_THE_MOMENT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "UNKNOWN", "UNAUTHENTICATED")
 _PUSHBACK = "grpc-retry-pushback-ms"
-
-
-class NoAnswer(WebserviceException):
-    """The server could not be asked, or not now; `timed_out`: it said nothing at all in time."""
-
-    def __init__(self, text: str, timed_out: bool = False) -> None:
-        super().__init__(text)
-        self.timed_out = timed_out
 
 
 @dataclass(frozen=True)

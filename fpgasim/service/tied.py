@@ -7,12 +7,11 @@ would not do, since it takes the end of the thread that has started this for tha
 from __future__ import annotations
 
 import os
+import runpy
 import select
 import signal
 import sys
 import threading
-
-from fpgasim.cli import main
 
 
 def tie(parent: int) -> None:
@@ -33,4 +32,4 @@ def tie(parent: int) -> None:
 
 if __name__ == "__main__":
     tie(int(sys.argv.pop(1)))
-    main(prog_name="fpgasim")
+    runpy.run_module("fpgasim", run_name="__main__")

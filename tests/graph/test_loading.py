@@ -204,19 +204,19 @@ def test_what_is_no_path_and_no_proto_is_refused():
 # Versions and operators.
 
 
-@pytest.mark.parametrize("opset", [6, 27])
+@pytest.mark.parametrize("opset", [6, 29])
 def test_an_opset_outside_the_range_is_refused(opset):
     model = convnet()
     model.opset_import[0].version = opset
-    with pytest.raises(ModelError, match=f"opset is {opset}; 7 to 26"):
+    with pytest.raises(ModelError, match=f"opset is {opset}; 7 to 28"):
         load(model)
 
 
-@pytest.mark.parametrize("version", [2, 14])
+@pytest.mark.parametrize("version", [2, 15])
 def test_an_ir_version_outside_the_range_is_refused(version):
     model = convnet()
     model.ir_version = version
-    with pytest.raises(ModelError, match=f"IR version is {version}; 3 to 13"):
+    with pytest.raises(ModelError, match=f"IR version is {version}; 3 to 14"):
         load(model)
 
 

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from fpgasim.cli import main
-from fpgasim.errors import FpgasimError, InputError, WebserviceException
+from fpgasim.errors import FpgasimError, InputError, NoAnswer, WebserviceException
 from fpgasim.service import (
     AksWebservice,
     DeploymentClient,
@@ -129,7 +129,7 @@ def test_models_keys_and_certificates_are_exchanged_under_load_with_no_call_lost
     junk.delete()
     ours = rollout.addresses(service.folder)[0]  # with a key: not even who has one chooses what is served
     for caller in (ours, dataclasses.replace(ours, key=None)):
-        with pytest.raises(replicas.NoAnswer, match="UNAUTHENTICATED"):
+        with pytest.raises(NoAnswer, match="UNAUTHENTICATED"):
             replicas.load_model(caller, processes.ServiceConfig("svc", "linear", 2))
     assert service.state == "Healthy"
 
