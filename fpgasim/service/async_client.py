@@ -4,57 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from typing import Any, Self
 
 import grpc
 import grpc.aio
 
 from fpgasim.service import calls
-from fpgasim.service.calls import ARRAYS_TIMEOUT_S, ATTEMPTS, TIMEOUT_S, Pem, Picture, Reply, Wanted
+from fpgasim.service.calls import ARRAYS_TIMEOUT_S, TIMEOUT_S, Picture, Reply, Wanted
 from fpgasim.service.client import service_arguments
 from fpgasim.service.servables import IMAGES
 
 __all__ = ["AsyncPredictionClient", "async_client_from_service"]
 
 
-class AsyncPredictionClient:
+class AsyncPredictionClient(calls.Caller):
     """As `PredictionClient`, with methods to await; for the event loop in which it is first used.
 
     It is closed by `await close()` or an `async with` statement.
     """
-
-    def __init__(
-        self,
-        address: str,
-        port: int | None = None,
-        use_ssl: bool = False,
-        access_token: str = "",
-        service_name: str = "",
-        channel_shutdown_timeout: timedelta = timedelta(minutes=2),
-        *,
-        root_certificates: Pem | None = None,
-        server_name: str | None = None,
-        client_certificate: tuple[Pem, Pem] | None = None,
-        replicas: Sequence[str] = (),
-        attempts: int = ATTEMPTS,
-    ) -> None:
-        self._line = calls.line(
-            address,
-            port,
-            use_ssl,
-            access_token,
-            service_name,
-            channel_shutdown_timeout,
-            root_certificates,
-            server_name,
-            client_certificate,
-            replicas,
-            attempts,
-        )
-        #: The headers of every call.
-        self.metadata = list(self._line.metadata)
-        self._channel: Any = None
 
     async def predict(
         self, inputs: Mapping[str, Any], outputs: Wanted = None, timeout: float = ARRAYS_TIMEOUT_S

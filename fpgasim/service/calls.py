@@ -73,6 +73,46 @@ class Line:
         )
 
 
+class Caller:
+    """What the clients share: whom they call and with what; `metadata` are the headers of every call."""
+
+    def __init__(
+        self,
+        address: str,
+        port: int | None = None,
+        use_ssl: bool = False,
+        access_token: str = "",
+        service_name: str = "",
+        channel_shutdown_timeout: timedelta = timedelta(minutes=2),
+        *,
+        root_certificates: Pem | None = None,
+        server_name: str | None = None,
+        client_certificate: tuple[Pem, Pem] | None = None,
+        replicas: Sequence[str] = (),
+        attempts: int = ATTEMPTS,
+    ) -> None:
+        self._line = line(
+            address,
+            port,
+            use_ssl,
+            access_token,
+            service_name,
+            channel_shutdown_timeout,
+            root_certificates,
+            server_name,
+            client_certificate,
+            replicas,
+            attempts,
+        )
+        self.metadata = list(self._line.metadata)
+        self._channel: Any = None
+        self._predict: Any = None
+        self._open()
+
+    def _open(self) -> None:
+        """Makes the channel, where that needs no event loop."""
+
+
 def line(
     address: str,
     port: int | None,

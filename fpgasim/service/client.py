@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -12,13 +11,13 @@ import grpc
 
 from fpgasim.errors import InputError
 from fpgasim.service import calls
-from fpgasim.service.calls import ARRAYS_TIMEOUT_S, ATTEMPTS, TIMEOUT_S, Pem, Picture, Reply, Wanted
+from fpgasim.service.calls import ARRAYS_TIMEOUT_S, TIMEOUT_S, Picture, Reply, Wanted
 from fpgasim.service.servables import IMAGES
 
 __all__ = ["PredictionClient", "client_from_service", "service_arguments"]
 
 
-class PredictionClient:
+class PredictionClient(calls.Caller):
     """Calls the service at `address` (a host, or HOST:PORT; `port` defaults to 443 with `use_ssl`, else to 80).
 
     `access_token` is one of its keys, and is sent. `root_certificates` (PEM, or the path of such a file) says whom to
@@ -34,36 +33,7 @@ class PredictionClient:
     is the one output there is, else a list of all by their names. InputError is what could not be sent.
     """
 
-    def __init__(
-        self,
-        address: str,
-        port: int | None = None,
-        use_ssl: bool = False,
-        access_token: str = "",
-        service_name: str = "",
-        channel_shutdown_timeout: timedelta = timedelta(minutes=2),
-        *,
-        root_certificates: Pem | None = None,
-        server_name: str | None = None,
-        client_certificate: tuple[Pem, Pem] | None = None,
-        replicas: Sequence[str] = (),
-        attempts: int = ATTEMPTS,
-    ) -> None:
-        self._line = calls.line(
-            address,
-            port,
-            use_ssl,
-            access_token,
-            service_name,
-            channel_shutdown_timeout,
-            root_certificates,
-            server_name,
-            client_certificate,
-            replicas,
-            attempts,
-        )
-        #: The headers of every call.
-        self.metadata = list(self._line.metadata)
+    def _open(self) -> None:
         self._channel = self._line.channel(grpc)
         self._predict = self._line.predict(self._channel)
 

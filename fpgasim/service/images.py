@@ -272,7 +272,7 @@ class Image:
         """
         (model,) = self.models
         served = image_runtime.arguments(model, str(model.path))
-        command = [sys.executable, "-m", "fpgasim.service.tied", str(os.getpid()), "serve", *served]
+        command = [sys.executable, "-m", "fpgasim.cli.tied", str(os.getpid()), "serve", *served]
         return RunningImage.start([*command, "--port", str(port), *options], self.id, timeout_s)
 
     def delete(self) -> None:

@@ -265,7 +265,7 @@ class _Watcher:
 
     def _start(self, replica: _Replica) -> None:
         config = self._config
-        command = [sys.executable, "-u", "-m", "fpgasim.service.tied", str(os.getpid()), "serve"]
+        command = [sys.executable, "-u", "-m", "fpgasim.cli.tied", str(os.getpid()), "serve"]
         environment = {key: value for key, value in os.environ.items() if key not in _OWN_KEYS}
         environment[_RELOAD_KEY] = self._reload_key
         replica.child = subprocess.Popen(

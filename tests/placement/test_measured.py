@@ -112,9 +112,10 @@ def test_a_plan_by_measured_costs_keeps_them_in_its_file_and_scales_them_for_oth
     again = fs.Plan.load(tmp_path / "plan")
     assert again == plan
     larger = again.replan({"x": (3, 64, 16, 16)})
-    table = [fs.partition(sandwich(), *BW, dims={"N": n}).all_cpu_s for n in (1, 3)]
-    assert 1 < larger.all_cpu_s / plan.all_cpu_s < 3
-    assert larger.all_cpu_s / plan.all_cpu_s == pytest.approx(table[1] / table[0], rel=0.5)
+    one, three = (fs.partition(sandwich(), *BW, dims={"N": n}).decisions for n in (1, 3))
+    scaled = [d.cpu_s * by.cpu_s / to.cpu_s for d, by, to in zip(plan.decisions, three, one, strict=True)]
+    assert [d.cpu_s for d in larger.decisions] == pytest.approx(scaled)
+    assert scaled != [d.cpu_s for d in plan.decisions]
     assert len(runs) == 1
 
 

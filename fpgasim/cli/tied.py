@@ -1,4 +1,4 @@
-"""`python -m fpgasim.service.tied PID …`: the command `fpgasim …`, which ends with its parent, the process PID.
+"""`python -m fpgasim.cli.tied PID …`: the command `fpgasim …`, which ends with its parent, the process PID.
 
 It ties itself, so that the parent need not fork to do so: a parent with threads must not. The kernel's PR_SET_PDEATHSIG
 would not do, since it takes the end of the thread that has started this for that of the parent.
@@ -7,11 +7,12 @@ would not do, since it takes the end of the thread that has started this for tha
 from __future__ import annotations
 
 import os
-import runpy
 import select
 import signal
 import sys
 import threading
+
+from fpgasim.cli import main
 
 
 def tie(parent: int) -> None:
@@ -32,4 +33,4 @@ def tie(parent: int) -> None:
 
 if __name__ == "__main__":
     tie(int(sys.argv.pop(1)))
-    runpy.run_module("fpgasim", run_name="__main__")
+    main(prog_name="fpgasim")
